@@ -1,0 +1,1 @@
+"""Words and rules of Agent Outbox: pure, no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Drivers and the catalog of tool contracts of Agent Outbox."""

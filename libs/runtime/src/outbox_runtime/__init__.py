@@ -1,0 +1,1 @@
+"""Settings, telemetry, Postgres, Redis, wake-ups, health and shutdown of Agent Outbox."""

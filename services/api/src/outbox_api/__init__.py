@@ -1,0 +1,1 @@
+"""The API of Agent Outbox: authenticates, decides, reserves, waits."""

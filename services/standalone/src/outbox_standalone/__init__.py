@@ -1,0 +1,1 @@
+"""outbox up: every deployable of Agent Outbox on one machine."""

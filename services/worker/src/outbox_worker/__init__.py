@@ -1,0 +1,1 @@
+"""The worker of Agent Outbox: claims, sends, settles, recovers."""
