@@ -1,0 +1,282 @@
+"""T2: open an attempt, or withdraw what must not be sent any more. One set-based statement.
+
+Every decision is taken from the reservation's own columns under its own lock: a statement that waited for the lock
+sees other tables as they were before it waited. The time an attempt may be sent is the worker's to watch; the
+lease granted here bounds it (design 4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from outbox_store.batches import Failed, columns, in_halves
+from outbox_store.connection import Connection
+
+TRIES_MAX = 20
+"""Unsent and deferred tries together, after which a reservation is voided (`interfaces.md` 9)."""
+
+RESENDS_MAX = 5
+"""Resends out of doubt, after which the next way of recovery is due (`interfaces.md` 9)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A worker's wish to open an attempt.
+
+    Attributes:
+        attempt_id: made by the worker, so that a claim sent again recognises its own attempt.
+        lease_seconds: how long the attempt stays open unless it is renewed.
+        resend_window_seconds: how long the provider keeps the provider key; None: out of doubt nothing is sent again.
+        resend_needs_seconds: the contract's deadline and the margin that must fit into what is left of that window.
+    """
+
+    organization_id: UUID
+    reservation_id: UUID
+    attempt_id: UUID
+    worker: str
+    lease_seconds: float
+    resend_window_seconds: float | None = None
+    resend_needs_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """An open attempt and all that its request is made of.
+
+    Attributes:
+        project, environment, connection, organization: names, from which the provider key is derived.
+        run_name: the caller's name of the run, of the lineage's root in `lineage_name`.
+        sealed_credential: sealed to the worker's public key; None where the connection has none.
+    """
+
+    reservation_id: UUID
+    organization_id: UUID
+    attempt_id: UUID
+    number: int
+    epoch: int
+    resend: bool
+    generation: int
+    tries: int
+    resends: int
+    unknown_attempts: int
+    organization: str
+    project: str
+    environment: str
+    connection: str
+    connection_id: UUID
+    tool: str
+    contract_version: int
+    scope: str
+    operation_key: str
+    occurrence: int
+    reference: str | None
+    amount: int | None
+    currency: str | None
+    run_name: str | None
+    lineage_name: str | None
+    actor_chain: list[str]
+    owner: str
+    traceparent: str | None
+    base_url: str
+    fixed_headers: dict[str, str]
+    allow_private: bool
+    connection_currency: str | None
+    sealed_credential: bytes | None
+    sealed_input: bytes | None
+    queued_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotClaimed:
+    """Why no attempt was opened.
+
+    Attributes:
+        reason: `gone` (another holds it, or it is closed), `not-due`, `voided` (withdrawn just now), `parked` (a contradiction
+            is examined), `no-resend` (out of doubt nothing may be sent again).
+        due_seconds: in how many seconds it is due, for `not-due`.
+    """
+
+    reservation_id: UUID
+    reason: Literal["gone", "not-due", "voided", "parked", "no-resend"]
+
+
+CLAIM = """
+with input as (
+  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::float8[], $6::float8[], $7::float8[])
+    with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, place)
+), locked as materialized (
+  select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.place
+  from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
+  where r.executor = 'gateway' and (r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)
+  order by r.organization_id, r.id
+  for update of r
+), judged as materialized (
+  select l.*, o.due_at,
+    case
+      when l.open_attempt_id = l.attempt_id then 'own'
+      when l.state = 'reserved' and l.not_after <= now() then 'void'
+      when l.state = 'reserved' and l.tries >= $8 then 'void'
+      when exists (
+        select from contradictions c
+        where c.closed_at is null
+          and (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
+            = (l.organization_id, l.project_id, l.environment_id, l.connection_id, l.tool, l.scope, l.operation_key)
+      ) then 'parked'
+      when o.due_at > now() then 'not-due'
+      when l.state = 'reserved' then 'claim'
+      when l.late_write or l.stored_failure or l.resends >= $9 or l.not_after <= now() then 'no-resend'
+      when now() + make_interval(secs => l.resend_needs_seconds)
+           < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'
+      else 'no-resend'
+    end as verdict,
+    case
+      when l.not_after <= now() then 'not-sent-in-time'
+      when l.last_attempt_outcome = 'deferred' then 'tries-exhausted'
+      else 'provider-unreachable'
+    end as reason
+  from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+), changed as (
+  update reservations r set
+    state = case j.verdict when 'claim' then 'executing' else 'voided' end,
+    live = j.verdict = 'claim',
+    void_reason = case j.verdict when 'void' then j.reason end,
+    settled_at = case j.verdict when 'void' then now() end,
+    changed_at = now(),
+    epoch = case j.verdict when 'claim' then (select max(number) from epochs) else r.epoch end,
+    attempts = r.attempts + (j.verdict = 'claim')::int,
+    resends = r.resends + (j.verdict = 'claim' and r.state = 'in_doubt')::int,
+    open_attempt_id = case j.verdict when 'claim' then j.attempt_id end,
+    last_attempt_id = case j.verdict when 'claim' then j.attempt_id else r.last_attempt_id end,
+    last_attempt_outcome = case j.verdict when 'claim' then null else r.last_attempt_outcome end,
+    possible_send_at = case j.verdict when 'claim' then coalesce(r.possible_send_at, now()) else r.possible_send_at end,
+    generation = case
+      when j.verdict = 'claim' and r.attempts = 0 then (
+        select count(*) from reservations f
+        where f.refusal_stored
+          and (f.organization_id, f.project_id, f.environment_id, f.connection_id, f.tool, f.scope, f.operation_key, f.occurrence)
+            = (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key, j.occurrence))
+      else r.generation
+    end
+  from judged j
+  where (r.organization_id, r.id) = (j.organization_id, j.id) and j.verdict in ('claim', 'void')
+  returning r.organization_id, r.id, r.attempts, r.epoch, r.generation, r.resends, r.state
+), opened as (
+  insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until)
+  select j.organization_id, j.attempt_id, j.id, c.attempts, c.epoch, j.actor_id, j.worker, j.state = 'in_doubt',
+    now() + make_interval(secs => j.lease_seconds)
+  from judged j join changed c using (organization_id, id)
+  where j.verdict = 'claim'
+), watched as (
+  update open_reservations o set due_at = now() + make_interval(secs => j.lease_seconds)
+  from judged j
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim'
+), closed as (
+  delete from open_reservations o using judged j
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'void'
+), erased as (
+  delete from sealed_inputs s using judged j
+  where (s.organization_id, s.reservation_id) = (j.organization_id, j.id) and j.verdict = 'void'
+), entered as (
+  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain, tool,
+    operation_key, input_digest, trace_id, detail)
+  select j.organization_id, j.environment_id, case j.verdict when 'void' then 'voided' else 'claimed' end, j.id,
+    case j.verdict when 'claim' then j.attempt_id end, j.state, c.state, j.actor_chain, j.tool, j.operation_key, j.input_digest, j.trace_id,
+    case j.verdict
+      when 'void' then jsonb_build_object('reason', j.reason)
+      else jsonb_build_object('number', c.attempts, 'epoch', c.epoch, 'generation', c.generation, 'resend', j.state = 'in_doubt', 'worker', j.worker)
+    end
+  from judged j join changed c using (organization_id, id)
+)
+select i.place, coalesce(j.verdict, 'gone') as verdict,
+  i.id as reservation_id, i.organization_id, i.attempt_id,
+  coalesce(c.attempts, j.attempts) as number, coalesce(c.epoch, j.epoch) as epoch, coalesce(c.generation, j.generation) as generation,
+  coalesce(c.resends, j.resends) as resends, j.tries, j.unknown_attempts,
+  coalesce(a.resend, j.state = 'in_doubt') as resend, g.name as organization, p.name as project, e.name as environment, n.name as connection,
+  n.id as connection_id, j.tool, j.contract_version, j.scope, j.operation_key, j.occurrence, j.reference, j.amount, j.currency,
+  run.name as run_name, root.name as lineage_name, j.actor_chain, j.owner, j.traceparent,
+  n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency, k.sealed as sealed_credential, s.sealed as sealed_input,
+  extract(epoch from now() - j.changed_at)::float8 as queued_seconds
+from input i
+left join judged j on j.place = i.place
+left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
+left join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attempt_id)
+left join organizations g on g.id = j.organization_id
+left join projects p on (p.organization_id, p.id) = (j.organization_id, j.project_id)
+left join environments e on (e.organization_id, e.id) = (j.organization_id, j.environment_id)
+left join connections n on (n.organization_id, n.id) = (j.organization_id, j.connection_id)
+left join provider_credentials k on (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)
+left join runs run on (run.organization_id, run.id) = (j.organization_id, j.run_id)
+left join runs root on (root.organization_id, root.id) = (j.organization_id, j.lineage)
+left join sealed_inputs s on (s.organization_id, s.reservation_id) = (j.organization_id, j.id)
+order by i.place
+"""
+
+_REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend"]] = {
+    "gone": "gone",
+    "not-due": "not-due",
+    "void": "voided",
+    "parked": "parked",
+    "no-resend": "no-resend",
+}
+
+
+async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed]:
+    names = [
+        "organization_id",
+        "reservation_id",
+        "attempt_id",
+        "worker",
+        "lease_seconds",
+        "resend_window_seconds",
+        "resend_needs_seconds",
+    ]
+    results: list[Claimed | NotClaimed] = []
+    for record in await connection.fetch(CLAIM, *columns(rows, names), TRIES_MAX, RESENDS_MAX):
+        if record["verdict"] in ("claim", "own"):
+            results.append(Claimed(**{name: record[name] for name in Claimed.__dataclass_fields__}))
+        else:
+            results.append(NotClaimed(reservation_id=record["reservation_id"], reason=_REASONS[record["verdict"]]))
+    return results
+
+
+async def claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed | Failed]:
+    """Open an attempt on each reservation that may be sent now.
+
+    Each statement is a transaction of its own: call it outside of one.
+
+    Args:
+        connection: a connection in autocommit.
+        rows: any number, each reservation once, no more than there are free send slots.
+
+    Returns:
+        One result per row, in their order.
+    """
+    return await in_halves(rows, lambda batch: _claim(connection, batch))
+
+
+RENEW = """
+update attempts a
+set lease_until = greatest(a.lease_until, least(now() + make_interval(secs => $3), a.claimed_at + make_interval(secs => $4)))
+from unnest($1::uuid[], $2::uuid[]) as i (organization_id, id)
+where (a.organization_id, a.id) = (i.organization_id, i.id) and a.outcome is null and a.lease_until > now()
+returning a.organization_id, a.reservation_id, a.id, a.lease_until
+"""
+
+
+async def renew(
+    connection: Connection, organization_id: UUID, attempt_id: UUID, *, lease_seconds: float, until_seconds: float
+) -> bool:
+    """Extend the lease of an open attempt whose answer is still awaited.
+
+    The sweep may look a little early at a renewed attempt; it then sees the lease and leaves it alone. So the narrow
+    table need not be written here.
+
+    Args:
+        lease_seconds: from now.
+        until_seconds: from the claim; the lease never ends later.
+
+    Returns:
+        Whether the attempt is still open and its lease had not lapsed.
+    """
+    return bool(await connection.fetch(RENEW, [organization_id], [attempt_id], lease_seconds, until_seconds))

@@ -1,0 +1,329 @@
+"""T1: claim operation keys. One set-based statement; only who lost a key needs a second one (design 8).
+
+The insert comes first and the holder is read afterwards, because one statement that does both returns no row when the
+holder commits meanwhile, and two rows when the holder fails meanwhile. Rows are inserted in the order of their keys,
+because two batches in different orders deadlock. Ids are the caller's, so a batch that is sent again after its commit
+answer was lost recognises its own rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from outbox_domain.reservation import State
+from outbox_store.batches import Failed, columns, in_halves
+from outbox_store.connection import Connection
+
+ROUNDS_MAX = 20
+"""How often a key may change hands under one reserve before the caller is told to come again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewReservation:
+    """A reservation that a caller wants.
+
+    Attributes:
+        scope: `environment` or `run:` and the lineage's UUID.
+        input_digest: 32 bytes; identity of the input without presentational fields.
+        review_digest: 32 bytes; identity of all of the input.
+        declared: the declared fields, measures in clear and the rest as keyed digests.
+        amount: integer minor units of `currency`.
+        not_after_seconds: how long from now it may still be sent.
+        sealed_input: the bound input and the context, sealed.
+        run_name: the caller's name of the run, for the ledger.
+    """
+
+    organization_id: UUID
+    id: UUID
+    project_id: UUID
+    environment_id: UUID
+    connection_id: UUID
+    tool: str
+    scope: str
+    operation_key: str
+    occurrence: int
+    contract_version: int
+    input_digest: bytes
+    review_digest: bytes
+    declared: dict[str, object]
+    amount: int | None
+    currency: str | None
+    reference: str | None
+    guarantee_class: str
+    owner: str
+    actor_id: UUID
+    actor_chain: Sequence[str]
+    key_id: str
+    run_id: UUID | None
+    lineage: UUID | None
+    run_name: str | None
+    checkpoint: str | None
+    step: str | None
+    call_id: str | None
+    model: str | None
+    traceparent: str | None
+    trace_id: str | None
+    decision: dict[str, object] | None
+    not_after_seconds: float
+    sealed_input: bytes
+
+    @property
+    def key(self) -> tuple[UUID, UUID, UUID, UUID, str, str, str, int]:
+        """What the unique index compares."""
+        return (
+            self.organization_id,
+            self.project_id,
+            self.environment_id,
+            self.connection_id,
+            self.tool,
+            self.scope,
+            self.operation_key,
+            self.occurrence,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Won:
+    """The caller's own row holds the key."""
+
+    id: UUID
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Another row holds the key."""
+
+    id: UUID
+    state: State
+    input_digest: bytes
+    declared: dict[str, object]
+    contract_version: int
+    settled_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contradicted:
+    """Proof of an effect that a closed reservation of the key denies has to be examined by a person first."""
+
+    id: UUID
+    reservation_id: UUID
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contended:
+    """The key changed hands too often; nothing was written."""
+
+
+INSERT = """
+with input as (
+  select * from unnest(
+    $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[],
+    $10::int[], $11::bytea[], $12::bytea[], $13::text[], $14::bigint[], $15::text[], $16::text[], $17::text[], $18::text[],
+    $19::uuid[], $20::text[], $21::text[], $22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[],
+    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[]
+  ) as i (
+    organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
+    contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
+    actor_id, actor_chain, key_id, run_id, lineage, run_name, checkpoint, step, call_id,
+    model, traceparent, trace_id, decision, not_after_seconds, sealed_input
+  )
+), won as (
+  insert into reservations (
+    organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
+    contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
+    actor_id, actor_chain, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision,
+    not_after, state, live, epoch
+  )
+  select
+    organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
+    contract_version, input_digest, review_digest, declared::jsonb, amount, currency, reference, guarantee_class, owner,
+    actor_id, actor_chain::jsonb, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision::jsonb,
+    now() + make_interval(secs => not_after_seconds), 'reserved', true, (select max(number) from epochs)
+  from input i
+  where not exists (
+    select from contradictions c
+    where c.closed_at is null
+      and (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
+        = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+  )
+  order by organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence
+  on conflict do nothing
+  returning organization_id, id
+), sealed as (
+  insert into sealed_inputs (organization_id, reservation_id, sealed)
+  select i.organization_id, i.id, i.sealed_input from input i join won using (organization_id, id)
+), opened as (
+  insert into open_reservations (organization_id, reservation_id, due_at)
+  select organization_id, id, now() from won
+), entered as (
+  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, to_state, decision, actor_chain, run, tool,
+    operation_key, input_digest, declared, trace_id)
+  select i.organization_id, i.environment_id, 'reserved', i.id, 'reserved', i.decision::jsonb, i.actor_chain::jsonb, i.run_name, i.tool,
+    i.operation_key, i.input_digest, i.declared::jsonb, i.trace_id
+  from input i join won using (organization_id, id)
+)
+select id from won
+"""
+
+HOLDERS = """
+with input as (
+  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[])
+    with ordinality as i (organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence, place)
+)
+select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null::uuid as reservation_id
+from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
+union all
+select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null
+from input i join reservations r
+  on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key, r.occurrence)
+   = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key, i.occurrence)
+where r.live
+union all
+select i.place, 3, 'contradiction', c.id, null, null, null, null, null, c.reservation_id
+from input i join contradictions c
+  on (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
+   = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+where c.closed_at is null
+order by place, rank
+"""
+
+Verdict = Won | Held | Contradicted | Contended
+"""What came of one row."""
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
+    names = [
+        "organization_id",
+        "id",
+        "project_id",
+        "environment_id",
+        "connection_id",
+        "tool",
+        "scope",
+        "operation_key",
+        "occurrence",
+        "contract_version",
+        "input_digest",
+        "review_digest",
+        "declared",
+        "amount",
+        "currency",
+        "reference",
+        "guarantee_class",
+        "owner",
+        "actor_id",
+        "actor_chain",
+        "key_id",
+        "run_id",
+        "lineage",
+        "run_name",
+        "checkpoint",
+        "step",
+        "call_id",
+        "model",
+        "traceparent",
+        "trace_id",
+        "decision",
+        "not_after_seconds",
+        "sealed_input",
+    ]
+    encoded = {"declared", "actor_chain", "decision"}
+    return [
+        [_text(value) for value in column] if name in encoded else column
+        for name, column in zip(names, columns(rows, names), strict=True)
+    ]
+
+
+async def holders(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | None]:
+    """Who holds each row's key now, without writing anything; None where nobody does.
+
+    Args:
+        connection: where to read.
+        rows: any number; nothing is sent for none.
+
+    Returns:
+        One verdict per row in their order; `Won` where the row's own id is in the table already.
+    """
+    found: list[Verdict | None] = [None] * len(rows)
+    if not rows:
+        return found
+    names = [
+        "organization_id",
+        "id",
+        "project_id",
+        "environment_id",
+        "connection_id",
+        "tool",
+        "scope",
+        "operation_key",
+        "occurrence",
+    ]
+    for record in await connection.fetch(HOLDERS, *columns(rows, names)):
+        place = record["place"] - 1
+        if found[place] is None:
+            found[place] = _verdict(record)
+    return found
+
+
+def _verdict(record: asyncpg.Record) -> Verdict:
+    match record["found"]:
+        case "own":
+            return Won(id=record["id"])
+        case "holder":
+            return Held(
+                id=record["id"],
+                state=State(record["state"]),
+                input_digest=record["input_digest"],
+                declared=record["declared"],
+                contract_version=record["contract_version"],
+                settled_at=record["settled_at"],
+            )
+        case _:
+            return Contradicted(id=record["id"], reservation_id=record["reservation_id"])
+
+
+async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict]:
+    verdicts: list[Verdict] = [Contended()] * len(rows)
+    waiting = list(range(len(rows)))
+    for _ in range(ROUNDS_MAX):
+        batch = [rows[place] for place in waiting]
+        won = {record["id"] for record in await connection.fetch(INSERT, *_arguments(batch))}
+        for place in waiting:
+            if rows[place].id in won:
+                verdicts[place] = Won(id=rows[place].id)
+        lost = [place for place in waiting if rows[place].id not in won]
+        waiting = []
+        for place, verdict in zip(lost, await holders(connection, [rows[place] for place in lost]), strict=True):
+            if verdict is None:
+                waiting.append(place)  # The holder closed between the two statements: its key is free again.
+            else:
+                verdicts[place] = verdict
+        if not waiting:
+            break
+    return verdicts
+
+
+async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | Failed]:
+    """Claim the operation key of each row, with its sealed input and its ledger entry, or say who holds it.
+
+    Each statement is a transaction of its own: call it outside of one.
+
+    Args:
+        connection: a connection in autocommit.
+        rows: any number of rows, in any order; the same key may stand in several.
+
+    Returns:
+        One verdict per row, in their order. `Failed` carries the definite refusal of one row; it takes no other row along.
+
+    Raises:
+        asyncpg.PostgresConnectionError: the answer was lost; the same rows may be sent again unchanged.
+    """
+    return await in_halves(rows, lambda batch: _reserve(connection, batch))

@@ -1,0 +1,144 @@
+"""What is due: open reservations that somebody must look at, and attempts whose lease has lapsed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from outbox_domain.reservation import State
+from outbox_store.batches import columns
+from outbox_store.connection import Connection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Due:
+    """An open reservation whose time has come.
+
+    Attributes:
+        lapsed: its attempt is open and the lease is over.
+    """
+
+    organization_id: UUID
+    reservation_id: UUID
+    state: State
+    tool: str
+    contract_version: int
+    attempt_id: UUID | None
+    lapsed: bool
+    resends: int
+    possible_send_seconds_ago: float | None
+    overdue_seconds: float
+
+
+DUE = """
+select o.organization_id, o.reservation_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
+  coalesce(a.lease_until <= now(), false) as lapsed, r.resends,
+  extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
+  extract(epoch from now() - o.due_at)::float8 as overdue_seconds
+from open_reservations o
+join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
+left join attempts a on (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)
+where o.due_at <= now() - make_interval(secs => $1) and r.executor = 'gateway'
+  and (r.state <> 'executing' or a.lease_until <= now())
+order by o.due_at
+limit $2
+"""
+
+LAPSE = """
+with input as (
+  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[])
+    with ordinality as i (organization_id, id, attempt_id, settle_seconds, recover_seconds, place)
+), locked as materialized (
+  select r.*, i.attempt_id, i.settle_seconds, i.recover_seconds, i.place, a.lease_until
+  from input i
+  join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
+  join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attempt_id)
+  where r.state = 'executing' and r.open_attempt_id = i.attempt_id
+  order by r.organization_id, r.id
+  for update of r, a
+), lapsed as materialized (
+  select * from locked where lease_until <= now()
+), attempted as (
+  update attempts a set outcome = 'unknown', closed_at = now(), closed_by = 'lapse', reason = 'lease lapsed'
+  from lapsed l where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
+), changed as (
+  update reservations r set state = 'in_doubt', open_attempt_id = null, last_attempt_outcome = 'unknown',
+    unknown_attempts = r.unknown_attempts + 1, doubt_since = coalesce(r.doubt_since, now()), doubt_cause = 'lease lapsed',
+    absence_counts_at = greatest(r.absence_counts_at, l.lease_until + make_interval(secs => l.settle_seconds)), changed_at = now()
+  from lapsed l where (r.organization_id, r.id) = (l.organization_id, l.id)
+), watched as (
+  update open_reservations o set due_at = case when l.recover_seconds is null or l.late_write then 'infinity'::timestamptz
+    else now() + make_interval(secs => l.recover_seconds) end
+  from lapsed l where (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+), entered as (
+  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
+    tool, operation_key, input_digest, declared, trace_id, detail)
+  select organization_id, environment_id, 'in-doubt', id, attempt_id, 'executing', 'in_doubt', 'unknown', actor_chain, tool, operation_key,
+    input_digest, declared, trace_id, jsonb_build_object('reason', 'lease lapsed')
+  from lapsed
+)
+select organization_id, id from lapsed
+"""
+
+GIVE_UP = """
+update open_reservations o set due_at = 'infinity'
+from unnest($1::uuid[], $2::uuid[]) as i (organization_id, id), reservations r
+where (o.organization_id, o.reservation_id) = (i.organization_id, i.id) and (r.organization_id, r.id) = (i.organization_id, i.id)
+  and r.state = 'in_doubt'
+"""
+
+ERASE = """
+delete from sealed_results where (organization_id, reservation_id, kind) in (
+  select organization_id, reservation_id, kind from sealed_results where expires_at <= now() limit $1)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lapse:
+    """An open attempt whose lease is over.
+
+    Attributes:
+        settle_seconds: the contract's settle time.
+        recover_seconds: when the first recovery is due; None: a person must look.
+    """
+
+    organization_id: UUID
+    reservation_id: UUID
+    attempt_id: UUID
+    settle_seconds: float
+    recover_seconds: float | None
+
+
+async def due(connection: Connection, *, overdue_seconds: float, limit: int) -> list[Due]:
+    """Open reservations whose time has come, longest waiting first.
+
+    Args:
+        overdue_seconds: only what is late by so much; a wake-up is given the time to arrive.
+        limit: at most so many.
+    """
+    return [
+        Due(**{**dict(record), "state": State(record["state"])}) for record in await connection.fetch(DUE, overdue_seconds, limit)
+    ]
+
+
+async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
+    """Close attempts whose lease is over as unknown; their reservations are in doubt from now on.
+
+    Returns:
+        The reservations that this call moved; the others were settled, renewed or lapsed by somebody else meanwhile.
+    """
+    names = ["organization_id", "reservation_id", "attempt_id", "settle_seconds", "recover_seconds"]
+    return [record["id"] for record in await connection.fetch(LAPSE, *columns(rows, names))]
+
+
+async def leave_to_a_person(connection: Connection, organization_id: UUID, reservation_id: UUID) -> None:
+    """Automatic recovery of a doubt has nothing left to try: the sweep does not look at it again."""
+    await connection.execute(GIVE_UP, [organization_id], [reservation_id])
+
+
+async def erase_expired(connection: Connection, *, limit: int) -> int:
+    """Erase sealed texts past their life.
+
+    Returns:
+        How many were erased; `limit` means there may be more.
+    """
+    return int((await connection.execute(ERASE, limit)).split()[-1])
