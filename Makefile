@@ -1,0 +1,59 @@
+# Agent Outbox. `make` or `make help` lists what can be done here.
+# Needs Python 3.11+, make and git. uv is used from PATH, or put into .uv/ on first use (see .ci/uv).
+
+UV := .ci/uv
+RUN := $(UV) run --no-sync
+empty :=
+space := $(empty) $(empty)
+# Every member's source folder, so that mypy names modules as Python does.
+export MYPYPATH := $(subst $(space),:,$(strip $(wildcard libs/*/src services/*/src)))
+# Extra arguments: `make test ARGS="tests/unit -k digest"`, `make up ARGS="--port 8080"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help sync demo up test fault lint lint-client types format bench build clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+sync: ## Install exactly what the lock names into .venv (uv first, where it is absent).
+	@$(UV) sync --locked --quiet
+
+demo: sync ## Play an agent through faults, plain and through Outbox, and count the effects.
+	@$(RUN) outbox demo $(ARGS)
+
+up: sync ## Run Postgres, Redis, API, worker and sandbox provider on this machine until Ctrl-C.
+	@$(RUN) outbox up $(ARGS)
+
+test: sync ## Run every test (ARGS="tests/unit" for a part).
+	$(RUN) pytest $(ARGS)
+
+fault: sync ## Run the fault tests alone: killed workers, stopped databases, lost replies.
+	$(RUN) pytest tests/fault $(ARGS)
+
+lint: sync types lint-client ## Check style, formatting, types, the import rule and the client under Python 3.10.
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) lint-imports
+
+lint-client: sync ## Check that the client package keeps to Python 3.10.
+	$(RUN) ruff check --target-version py310 libs/sdk
+	$(RUN) mypy --python-version 3.10 libs/sdk/src
+
+types: sync ## Check all types strictly.
+	$(RUN) mypy $(wildcard libs/*/src services/*/src) tests .ci/install_uv.py
+
+format: sync ## Rewrite the code in the one format.
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+bench: sync ## Measure calls per second and added latency, beside another ledger library.
+	$(RUN) python tests/load/bench.py $(ARGS)
+
+build: sync ## Build a wheel of every member into dist/.
+	rm -rf dist
+	$(UV) build --all-packages --wheel --out-dir dist
+
+clean: ## Remove what was built and cached; .venv and .uv stay.
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find libs services tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
