@@ -71,10 +71,9 @@ def known(folder: Path | None = None) -> list[Migration]:
     Raises:
         MigrationRefused: two files carry one number, or a number is missing.
     """
-    found = []
-    for path in sorted((folder or directory()).glob("*.sql")):
-        if match := _FILE.match(path.name):
-            found.append(Migration(number=int(match[1]), name=path.name, sql=path.read_text(encoding="utf-8")))
+    paths = sorted((folder or directory()).glob("*.sql"))
+    named = [(match, path) for path in paths if (match := _FILE.match(path.name))]
+    found = [Migration(number=int(match[1]), name=path.name, sql=path.read_text(encoding="utf-8")) for match, path in named]
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise MigrationRefused("migrations are numbered from 0001 on without a gap: " + ", ".join(m.name for m in found))
     return found
@@ -185,3 +184,17 @@ async def schema_version(connection: "asyncpg.Connection[asyncpg.Record]") -> in
     if await connection.fetchval("select to_regclass('schema_migrations')") is None:
         return 0
     return int(await connection.fetchval("select coalesce(max(number), 0) from schema_migrations"))
+
+
+async def set_role_password(connection: "asyncpg.Connection[asyncpg.Record]", role: str, password: str) -> None:
+    """Give a service's role its password.
+
+    Raises:
+        ValueError: it is not one of `ROLES`.
+    """
+    if role not in ROLES:
+        raise ValueError(f"{role} is not a role of a service")
+    # A utility statement takes no binds, so Postgres itself quotes the literal.
+    await connection.execute(
+        await connection.fetchval("select format('alter role %I with password %L', $1::text, $2::text)", role, password)
+    )

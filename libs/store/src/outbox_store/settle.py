@@ -342,7 +342,7 @@ async def settle(connection: Connection, rows: Sequence[Settlement], *, tries_ma
     """
     results: list[Settled | Failed] = [Settled(verdict="missing", state=None)] * len(rows)
     for places in _rounds(rows):
-        batch = [rows[place] for place in places]
-        for place, result in zip(places, await in_halves(batch, lambda part: _settle(connection, part, tries_max)), strict=True):
+        settled = await in_halves([rows[place] for place in places], lambda batch: _settle(connection, batch, tries_max))
+        for place, result in zip(places, settled, strict=True):
             results[place] = result
     return results
