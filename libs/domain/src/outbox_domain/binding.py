@@ -143,12 +143,13 @@ def _validate(validator: jsonschema_rs.Draft202012Validator, value: object) -> N
         path = "$.input"
         for step in error.instance_path:
             path = f"{path}[{step}]" if isinstance(step, int) else _member_path(path, step)
-        place, expected = _expectation(path, error.kind)
+        place, expected = _expectation(path, error)
         _refuse(place, expected)
 
 
-def _expectation(path: str, kind: Any) -> tuple[str, str]:
+def _expectation(path: str, error: jsonschema_rs.ValidationError) -> tuple[str, str]:
     """Where and what was expected, from the schema alone; the library's own message would repeat the value."""
+    kind: Any = error.kind
     name: str = kind.name
     if name == "required":
         return _member_path(path, kind.property), "this field to be present"
@@ -157,6 +158,11 @@ def _expectation(path: str, kind: Any) -> tuple[str, str]:
         return (_member_path(path, unexpected[0]) if unexpected else path), "no such field"
     if name in _EXPECTED_OF_KIND:
         return path, _EXPECTED_OF_KIND[name](kind)
+    if name == "anyOf":
+        # Alternatives that each lack one field (a mail's text or html) are told as such; others would take a page.
+        lacking = [branch[0].kind for branch in kind.context if len(branch) == 1 and branch[0].kind.name == "required"]
+        if len(lacking) == len(kind.context):
+            return path, f"one of these fields to be present: {', '.join(each.property for each in lacking)}"
     return path, "a value that the tool's schema allows"
 
 

@@ -28,7 +28,9 @@ from outbox_domain.reservation import Outcome
 
 _DURATION = re.compile(r"(\d{1,9})(ms|s|m|h|d)")
 _UNIT_SECONDS: Mapping[str, float] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\}")
+
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\}")
+"""A place in a template: `{reference}`, `{input.amount}`."""
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)+")
 """A tool's name: the provider, then the operation, in dotted lower-case words."""
@@ -68,7 +70,7 @@ def format_duration(duration: timedelta) -> str:
 
 def placeholders(template: str) -> tuple[str, ...]:
     """The names a template refers to (`{input.amount}` gives `input.amount`), in order, repeats kept."""
-    return tuple(_PLACEHOLDER.findall(template))
+    return tuple(PLACEHOLDER.findall(template))
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)]

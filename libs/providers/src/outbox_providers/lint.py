@@ -1,0 +1,518 @@
+"""The linter of tool contracts: what a contract must say before a gateway may promise anything about the tool (design 5 and 13).
+
+Each rule is one function that yields sentences; `lint` puts the rule's name before each. A contract without findings is safe to
+load; the shipped catalog is loaded only without findings.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import jmespath.exceptions
+import jsonschema_rs
+
+from outbox_domain.binding import input_validator
+from outbox_domain.contract import CredentialHeader, IdentityRule, OutcomeRule, ToolContract, placeholders
+from outbox_domain.reservation import Outcome
+from outbox_providers.driver import RESERVED_HEADERS
+from outbox_providers.reading import expression, header_name
+from outbox_providers.templates import WHEN, field_steps, plant
+
+_FREE_TEXTS = ("Sorry, the parcel was late; please see to it.", "sorry the parcel was late", "Für A. Berg, wie besprochen")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,100}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,4094}[\x21-\x7e])?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_DEFERRED_STATUS = frozenset({401, 403, 409, 425, 429})
+_OUTSIDE_NAMES = frozenset({"reference", "run", "marker"})
+_SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SUBSCHEMAS = (
+    *("items", "additionalProperties", "propertyNames", "not", "if", "then", "else", "contains"),
+    *("unevaluatedProperties", "unevaluatedItems"),
+)
+
+Rule = Callable[[ToolContract], Iterator[str]]
+
+
+def lint(contract: ToolContract) -> list[str]:
+    """Examines a contract.
+
+    Args:
+        contract: the contract.
+
+    Returns:
+        One finding per broken rule and place, each `rule: sentence`; empty when the contract may be loaded.
+    """
+    findings = [f"{name}: {sentence}" for name, rule in _RULES_OF_ALL.items() for sentence in rule(contract)]
+    if contract.kind != "read":
+        findings += [f"{name}: {sentence}" for name, rule in _RULES_OF_WRITES.items() for sentence in rule(contract)]
+    return findings
+
+
+# What a tool that writes must say.
+
+
+def _owner(contract: ToolContract) -> Iterator[str]:
+    if not contract.owner.strip():
+        yield "a tool that writes has an owner, who is paged"
+
+
+def _receipt(contract: ToolContract) -> Iterator[str]:
+    if not contract.receipt.external_reference:
+        yield "a tool that writes names the field of the answer that proves the effect"
+
+
+def _compensation(contract: ToolContract) -> Iterator[str]:
+    if contract.compensation is None:
+        yield "a tool that writes names the tool that undoes it, or says `impossible`"
+
+
+def _identity(contract: ToolContract) -> Iterator[str]:
+    if not contract.identity:
+        yield "a tool that writes says what names its effect"
+    for number, rule in enumerate(contract.identity, 1):
+        if rule.digest is not None and (rule.scope != "run" or rule.repeat_after is None):
+            yield f"identity {number} is a digest of the input, so it needs run scope and a repeat_after"
+        if rule.digest is not None and number < len(contract.identity):
+            yield f"identity {number} is a digest, which every input has; what stands after it is never reached"
+        if rule.key is not None:
+            yield from _key_shape(rule.key, number)
+
+
+def _key_shape(key: str, number: int) -> Iterator[str]:
+    names = placeholders(key)
+    if not names:
+        yield f"identity {number} has a key without fields: every call would be the same effect"
+    prefix, *segments = key.split(":")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", prefix):
+        yield f"identity {number} begins with a plain word that says what kind of effect it names"
+    if any(re.sub(r"\{[^{}]*\}", "", segment, count=1) for segment in segments):
+        yield f"identity {number} has a segment that is not one field; fields that touch could name two effects alike"
+    if len(set(names)) != len(names):
+        yield f"identity {number} names a field twice"
+
+
+def _key_fields(contract: ToolContract) -> Iterator[str]:
+    key_rules = [rule for rule in contract.identity if rule.key is not None]
+    has_fallback = any(rule.digest is not None for rule in contract.identity)
+    for rule in key_rules:
+        for name in rule.fields:
+            if name == "reference":
+                # The caller's own name of the case, set by code and never by a model (interfaces.md section 1).
+                continue
+            field = _field(contract.input, name)
+            if field is None:
+                yield f"the key field {name} is no field of the input"
+                continue
+            if rule is key_rules[-1] and not has_fallback and not _is_required(contract.input, name):
+                yield f"the key field {name} must be required: without it the effect has no name"
+            yield from _key_field_kind(contract, rule, name, field)
+
+
+def _key_field_kind(contract: ToolContract, rule: IdentityRule, name: str, field: Mapping[str, Any]) -> Iterator[str]:
+    presentational = rule.presentational if rule.presentational is not None else contract.presentational
+    if name in presentational:
+        yield f"the key field {name} is presentational, which stands outside identity"
+    if contract.amount is not None and contract.amount.value == f"input.{name}":
+        yield f"the key field {name} is the amount, which a model can vary"
+    if any(_accepts(contract.input, field, text) for text in _FREE_TEXTS):
+        yield f"the key field {name} takes free text, which a model can vary; give it an enum, a pattern or a format"
+    if _accepts(contract.input, field, 1.5) or _accepts(contract.input, field, []) or _accepts(contract.input, field, {}):
+        yield f"the key field {name} must be a text or a whole number"
+
+
+def _recovery(contract: ToolContract) -> Iterator[str]:
+    ways = [rule.way for rule in contract.recovery]
+    if not ways:
+        yield "a tool that writes has at least one way out of doubt"
+    if len(set(ways)) != len(ways):
+        yield "a way out of doubt stands only once"
+    if "person" in ways[:-1]:
+        yield "a person is the last way out of doubt"
+    resend = contract.resend
+    if contract.guarantee_class == "A" and resend is None:
+        yield "class A recovers by resending"
+    if contract.guarantee_class != "A" and resend is not None:
+        yield "only class A may be resent"
+    if resend is not None and resend.within <= contract.request.deadline:
+        yield "a resend needs more time than one request may take"
+    if resend is not None and resend.stored_failure is not None and header_name(resend.stored_failure) is None:
+        yield "stored_failure is a header (`header.Name`)"
+    if contract.guarantee_class == "B" and contract.lookup is None:
+        yield "class B recovers by a lookup"
+    if contract.guarantee_class == "C" and contract.lookup is not None:
+        yield "class C cannot be looked up; with a lookup it is class B"
+
+
+def _lookup(contract: ToolContract) -> Iterator[str]:
+    lookup = contract.lookup
+    if lookup is None:
+        return
+    if "{marker}" not in lookup.url + lookup.match:
+        yield "a lookup asks for the marker"
+    if lookup.settle <= timedelta(0):
+        yield "a lookup has a settle time: before it an absence proves nothing"
+    yield from (f"the lookup's {finding}" for finding in _address(contract, lookup.url, {"marker"}))
+    yield from _expression_findings("the lookup's match", lookup.match.replace("{marker}", "obx"))
+
+
+def _keys_and_markers(contract: ToolContract) -> Iterator[str]:
+    request = contract.request
+    if contract.guarantee_class == "A" and request.provider_key is None:
+        yield "class A sends a provider key"
+    if contract.lookup is not None and request.marker is None:
+        yield "what is looked up by a marker plants one"
+    fields = [rule.field for rule in (request.provider_key, request.marker) if rule is not None and rule.field is not None]
+    if len(set(fields)) != len(fields):
+        yield "the provider key and the marker cannot share a field"
+    for path in fields:
+        yield from _plantable(contract, path)
+    header = request.provider_key.header if request.provider_key is not None else None
+    if header is not None and (_HEADER_NAME.fullmatch(header) is None or header.lower() in RESERVED_HEADERS):
+        yield f"the provider key cannot travel in the header {header}"
+
+
+def _plantable(contract: ToolContract, path: str) -> Iterator[str]:
+    if contract.request.method in ("GET", "DELETE"):
+        yield f"{path} cannot be planted: the request has no body"
+        return
+    try:
+        steps = field_steps(path)
+        plant(copy.deepcopy(contract.request.body) if contract.request.body is not None else {}, path, "obx")
+    except ValueError as error:
+        yield f"{path} cannot be planted: {error}"
+        return
+    top = _field(contract.input, steps[0]) if contract.request.body is None else None
+    if top is not None and len(steps) > 1 and top.get("type") != "object":
+        yield f"{path} cannot be planted: {steps[0]} is no object"
+
+
+# What answers mean.
+
+
+def _outcomes(contract: ToolContract) -> Iterator[str]:
+    rows = contract.outcomes
+    if not any(row.outcome is Outcome.SUCCEEDED for row in rows):
+        yield "the table says when the tool succeeded"
+    for number, row in enumerate(rows, 1):
+        yield from (f"row {number} {finding}" for finding in _row(contract, row))
+        shadow = next((earlier for earlier in rows[: number - 1] if _shadows(earlier, row)), None)
+        if shadow is not None:
+            yield f"row {number} is never reached: row {rows.index(shadow) + 1} takes all its answers"
+
+
+def _row(contract: ToolContract, row: OutcomeRule) -> Iterator[str]:
+    if not row.status or any(not 200 <= status <= 599 for status in row.status):
+        yield "names status codes from 200 to 599"
+    statuses = set(row.status)
+    unclear = {status for status in statuses if status == 408 or status >= 500}
+    conditional = row.has is not None or row.match is not None
+    match row.outcome:
+        case Outcome.UNSENT:
+            yield "says unsent, but whoever answers has received the request"
+        case Outcome.SUCCEEDED if any(not 200 <= status < 300 for status in statuses):
+            yield "says succeeded for a status outside 2xx"
+        case Outcome.REJECTED if not conditional:
+            yield "says rejected without looking at the provider's error body; a proxy's page would count as its refusal"
+        case Outcome.REJECTED if row.match is None and any(status < 400 for status in statuses):
+            yield "says rejected below 400 without a match"
+        case Outcome.DEFERRED if row.match is None and not statuses <= _DEFERRED_STATUS:
+            yield "says deferred for a status that does not by itself mean `refused before execution`"
+        case _:
+            pass
+    if unclear and row.outcome is not Outcome.UNKNOWN:
+        yield f"makes something certain of {min(unclear)}, after which nobody knows"
+    if row.stored and (row.outcome is not Outcome.REJECTED or contract.request.provider_key is None):
+        yield "says stored, which only a rejection under a provider key can be"
+    if row.after is not None and (row.outcome is not Outcome.DEFERRED or header_name(row.after) is None):
+        yield "has an `after` that is no header of a deferred answer"
+    for name, text in (("has", row.has), ("match", row.match)):
+        if text is not None and header_name(text) is None:
+            yield from _expression_findings(name, text)
+
+
+def _shadows(earlier: OutcomeRule, later: OutcomeRule) -> bool:
+    """Whether the earlier row takes every answer the later one could: it names its statuses and asks nothing more."""
+    asks_no_more = earlier.has in (None, later.has) and earlier.match in (None, later.match)
+    return set(later.status) <= set(earlier.status) and asks_no_more
+
+
+def _conflict_row(contract: ToolContract) -> Iterator[str]:
+    """Same key, other parameters: an effect we forgot. Read as a refusal it would free the key of something that happened."""
+    rows = contract.outcomes
+    first_rejected = next((index for index, row in enumerate(rows) if row.outcome is Outcome.REJECTED), len(rows))
+    unknown = [index for index, row in enumerate(rows) if row.outcome is Outcome.UNKNOWN]
+    if any(index > first_rejected for index in unknown):
+        yield "a row that says unknown stands before every row that says rejected"
+    conflicts = [index for index in unknown if rows[index].match is not None]
+    if contract.request.provider_key is not None and not any(index < first_rejected for index in conflicts):
+        yield "under a provider key a row for the provider's conflict answer says unknown, before every row that says rejected"
+
+
+def _expressions(contract: ToolContract) -> Iterator[str]:
+    receipt = contract.receipt
+    named = {"external_reference": receipt.external_reference, "provider_request_id": receipt.provider_request_id}
+    named |= {f"result.{name}": text for name, text in receipt.result.items()}
+    if contract.webhook is not None:
+        named["webhook.match"] = contract.webhook.match
+    for name, text in named.items():
+        if text is not None and header_name(text) is None:
+            yield from _expression_findings(name, text)
+
+
+def _expression_findings(name: str, text: str) -> Iterator[str]:
+    try:
+        expression(text)
+    except jmespath.exceptions.JMESPathError:
+        yield f"{name} is no JMESPath: {text}"
+
+
+# What the tool takes.
+
+
+def _schema(contract: ToolContract) -> Iterator[str]:
+    try:
+        input_validator(contract.input_schema_text)
+    except jsonschema_rs.ValidationError as error:
+        yield f"the input is no JSON Schema that stands alone: {str(error).splitlines()[0][:200]}"
+        return
+    if contract.input.get("type") != "object":
+        yield "the input is an object"
+    reachable = {id(schema) for schema in _reachable_by_defaults(contract.input)}
+    for path, schema in _subschemas(contract.input, "input"):
+        if "default" in schema and id(schema) not in reachable:
+            yield f"{path} has a default that is never filled; defaults stand only under properties and items"
+        if contract.kind != "read":
+            yield from _closedness(contract, path, schema)
+
+
+def _closedness(contract: ToolContract, path: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    """An object is closed, or is a map of values of one schema, or belongs to a tool whose whole input is its identity."""
+    if schema.get("type") != "object" and "properties" not in schema:
+        return
+    further = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
+    if further is None:
+        yield f"{path} does not say whether it takes unknown fields (additionalProperties)"
+    elif further is True or further == {}:
+        if not any(rule.digest is not None for rule in contract.identity[:1]):
+            yield f"{path} takes unknown fields; only a tool whose identity is the digest of its input may"
+    elif (
+        isinstance(further, dict)
+        and contract.request.driver == "http_form"
+        and not schema.get("propertyNames", {}).get("pattern")
+    ):
+        yield f"{path} lets a caller choose names that go into a form; give propertyNames a pattern"
+
+
+def _named_fields(contract: ToolContract) -> Iterator[str]:
+    lists: dict[str, tuple[str, ...]] = {
+        "presentational": contract.presentational,
+        "declared": contract.declared,
+        "personal": contract.personal,
+        "normalise": tuple(contract.normalise),
+    }
+    for rule in contract.identity:
+        lists["presentational"] = (*lists["presentational"], *(rule.presentational or ()))
+    for list_name, names in lists.items():
+        for name in sorted(set(names)):
+            if _field(contract.input, name) is None:
+                yield f"{list_name} names {name}, which is no field of the input"
+
+
+def _money(contract: ToolContract) -> Iterator[str]:
+    rule = contract.amount
+    if rule is None:
+        for name in contract.input.get("properties", {}):
+            if name == "amount" or name.endswith("_amount"):
+                yield f"the input has {name} and the contract no amount rule"
+        return
+    name = rule.value.removeprefix("input.")
+    field = _field(contract.input, name) if rule.value.startswith("input.") else None
+    if field is None:
+        yield f"the amount {rule.value} is no field of the input"
+    else:
+        if not _is_required(contract.input, name):
+            yield f"the amount {rule.value} is optional; money that a contract moves never is"
+        if field.get("type") != "integer" or not isinstance(field.get("minimum"), int) or field["minimum"] < 0:
+            yield f"the amount {rule.value} is a whole number of minor units with a minimum of at least 0"
+        if name in contract.presentational or any(name in (each.presentational or ()) for each in contract.identity):
+            yield f"the amount {rule.value} is presentational: a repeat with another amount would not be a conflict"
+    yield from _currency(contract)
+
+
+def _currency(contract: ToolContract) -> Iterator[str]:
+    rule = contract.amount
+    if rule is None:
+        return
+    if rule.currency.startswith("input."):
+        name = rule.currency.removeprefix("input.")
+        if _field(contract.input, name) is None or not _is_required(contract.input, name):
+            yield f"the currency {rule.currency} must be a required field of the input"
+    elif rule.currency != "connection.currency" and _CURRENCY.fullmatch(rule.currency) is None:
+        yield f"the currency {rule.currency} is neither connection.currency, nor a field of the input, nor three capital letters"
+    if rule.check is not None and rule.check.removeprefix("result.") not in contract.receipt.result:
+        yield f"the check {rule.check} is no member of the receipt's result"
+
+
+def _texts(contract: ToolContract) -> Iterator[str]:
+    for name in placeholders(contract.summary):
+        if name.startswith("result."):
+            if name.removeprefix("result.") not in contract.receipt.result:
+                yield f"the summary names {name}, which the receipt does not keep"
+        elif name not in ("amount", "reference"):
+            yield f"the summary names {name}; it may name only result, amount and reference"
+        elif name == "amount" and contract.amount is None:
+            yield "the summary names an amount and the contract moves none"
+    for link, template in contract.links.items():
+        for name in placeholders(template):
+            if name.removeprefix("input.") in contract.personal:
+                yield f"the link {link} shows {name}, which is personal"
+            known = name.startswith("input.") and _field(contract.input, name.removeprefix("input.")) is not None
+            kept = name.startswith("result.") and name.removeprefix("result.") in contract.receipt.result
+            if not (known or kept or name == "reference"):
+                yield f"the link {link} names {name}, which nobody knows"
+
+
+# How it is sent.
+
+
+def _request(contract: ToolContract) -> Iterator[str]:
+    request = contract.request
+    yield from (f"the request's {finding}" for finding in _address(contract, request.url, {"reference", "run", "marker"}))
+    if request.deadline <= timedelta(0):
+        yield "the request has a deadline"
+    if contract.kind != "read" and request.method == "GET":
+        yield "a tool that writes does not use GET, which anybody on the way may repeat"
+    if isinstance(request.credential, CredentialHeader) and _HEADER_NAME.fullmatch(request.credential.header) is None:
+        yield "the credential's header is no name of a header"
+    for name, value in request.headers.items():
+        if _HEADER_NAME.fullmatch(name) is None or name.lower() in RESERVED_HEADERS or _HEADER_VALUE.fullmatch(value) is None:
+            yield f"the header {name[:100]!r} cannot be fixed by a contract"
+    if request.body is not None:
+        yield from _body_template(contract, request.body)
+    if request.method in ("GET", "DELETE"):
+        carried = set(placeholders(request.url))
+        for name in contract.input.get("properties", {}):
+            if f"input.{name}" not in carried:
+                yield f"the input's {name} would not be sent: {request.method} has no body and the URL does not carry it"
+
+
+def _address(contract: ToolContract, url: str, outside: set[str]) -> Iterator[str]:
+    if not url.startswith("/") or url.startswith("//") or re.search(r"[\s\\#]", url):
+        yield f"URL begins with one slash and holds no space, backslash or fragment: {url}"
+    for name in placeholders(url):
+        if name.startswith("input."):
+            if not _is_required(contract.input, name.removeprefix("input.")):
+                yield f"URL needs {name}, which is no required field of the input"
+        elif name not in outside:
+            yield f"URL names {name}, which nobody knows"
+    if re.search(r"[{}]", re.sub(r"\{[A-Za-z0-9_.]+\}", "", url)):
+        yield f"URL has a brace that is no placeholder: {url}"
+
+
+def _body_template(contract: ToolContract, template: Any) -> Iterator[str]:
+    names: list[str] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict):
+            for name, member in value.items():
+                if name == WHEN:
+                    names.append(str(member))
+                else:
+                    collect(member)
+        elif isinstance(value, list):
+            for item in value:
+                collect(item)
+        elif isinstance(value, str):
+            names.extend(placeholders(value))
+
+    collect(template)
+    for name in names:
+        known = name.startswith("input.") and _field(contract.input, name.removeprefix("input.")) is not None
+        if not known and name not in _OUTSIDE_NAMES:
+            yield f"the body names {name}, which is no field of the input"
+    for name in contract.input.get("properties", {}):
+        if not any(each == f"input.{name}" or each.startswith(f"input.{name}.") for each in names):
+            yield f"the body leaves out the input's {name}, which would be lost"
+
+
+# Reading schemas.
+
+
+def _field(schema: Mapping[str, Any], dotted: str) -> Mapping[str, Any] | None:
+    """The schema of a field of the input, by its dotted name; None where there is none."""
+    found: Any = schema
+    for name in dotted.split("."):
+        found = found.get("properties", {}).get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _is_required(schema: Mapping[str, Any], dotted: str) -> bool:
+    """Whether a field is in every valid input, all the way down."""
+    found: Any = schema
+    for name in dotted.split("."):
+        if not isinstance(found, dict) or name not in found.get("required", []):
+            return False
+        found = found.get("properties", {}).get(name)
+    return isinstance(found, dict)
+
+
+def _accepts(root: Mapping[str, Any], field: Mapping[str, Any], value: Any) -> bool:
+    """Whether a field's schema takes a value; its local references are those of the whole input schema."""
+    definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
+    try:
+        return jsonschema_rs.Draft202012Validator(
+            {**definitions, **field}, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions()
+        ).is_valid(value)
+    except jsonschema_rs.ValidationError:
+        return False
+
+
+def _subschemas(schema: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every schema within a schema, with a path for people."""
+    if not isinstance(schema, dict):
+        return
+    yield path, schema
+    for name in _SUBSCHEMAS:
+        yield from _subschemas(schema.get(name), f"{path}.{name}")
+    for name in _SUBSCHEMA_LISTS:
+        for index, each in enumerate(schema.get(name, [])):
+            yield from _subschemas(each, f"{path}.{name}[{index}]")
+    for name in _SUBSCHEMA_MAPS:
+        for key, each in schema.get(name, {}).items():
+            yield from _subschemas(each, f"{path}.{key}")
+
+
+def _reachable_by_defaults(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """The schemas whose defaults binding fills: downwards through `properties` and `items`."""
+    if not isinstance(schema, dict):
+        return
+    for each in schema.get("properties", {}).values():
+        if isinstance(each, dict):
+            yield each
+            yield from _reachable_by_defaults(each)
+    yield from _reachable_by_defaults(schema.get("items"))
+
+
+_RULES_OF_ALL: Mapping[str, Rule] = {
+    "schema": _schema,
+    "fields": _named_fields,
+    "texts": _texts,
+    "request": _request,
+    "expressions": _expressions,
+    "lookup": _lookup,
+}
+_RULES_OF_WRITES: Mapping[str, Rule] = {
+    "owner": _owner,
+    "identity": _identity,
+    "key-fields": _key_fields,
+    "receipt": _receipt,
+    "recovery": _recovery,
+    "keys-and-markers": _keys_and_markers,
+    "compensation": _compensation,
+    "money": _money,
+    "outcomes": _outcomes,
+    "conflict-row": _conflict_row,
+}
