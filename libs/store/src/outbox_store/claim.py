@@ -16,28 +16,28 @@ from outbox_store.connection import Connection
 TRIES_MAX = 20
 """Unsent and deferred tries together, after which a reservation is voided (`interfaces.md` 9)."""
 
-RESENDS_MAX = 5
-"""Resends out of doubt, after which the next way of recovery is due (`interfaces.md` 9)."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
     """A worker's wish to open an attempt.
 
     Attributes:
+        organization_id: None where a wake-up named the reservation alone.
         attempt_id: made by the worker, so that a claim sent again recognises its own attempt.
         lease_seconds: how long the attempt stays open unless it is renewed.
         resend_window_seconds: how long the provider keeps the provider key; None: out of doubt nothing is sent again.
         resend_needs_seconds: the contract's deadline and the margin that must fit into what is left of that window.
+        resends_max: resends out of doubt, after which the next way of recovery is due.
     """
 
-    organization_id: UUID
+    organization_id: UUID | None
     reservation_id: UUID
     attempt_id: UUID
     worker: str
     lease_seconds: float
     resend_window_seconds: float | None = None
     resend_needs_seconds: float = 0.0
+    resends_max: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,6 @@ class NotClaimed:
     Attributes:
         reason: `gone` (another holds it, or it is closed), `not-due`, `voided` (withdrawn just now), `parked` (a contradiction
             is examined), `no-resend` (out of doubt nothing may be sent again).
-        due_seconds: in how many seconds it is due, for `not-due`.
     """
 
     reservation_id: UUID
@@ -103,10 +102,13 @@ class NotClaimed:
 
 CLAIM = """
 with input as (
-  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::float8[], $6::float8[], $7::float8[])
-    with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, place)
+  select coalesce(i.organization_id, o.organization_id) as organization_id, i.id, i.attempt_id, i.worker, i.lease_seconds,
+    i.resend_window_seconds, i.resend_needs_seconds, i.resends_max, i.place
+  from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::float8[], $6::float8[], $7::float8[], $9::int[])
+    with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, resends_max, place)
+  left join open_reservations o on i.organization_id is null and o.reservation_id = i.id
 ), locked as materialized (
-  select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.place
+  select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.resends_max, i.place
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   where r.executor = 'gateway' and (r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)
   order by r.organization_id, r.id
@@ -125,7 +127,7 @@ with input as (
       ) then 'parked'
       when o.due_at > now() then 'not-due'
       when l.state = 'reserved' then 'claim'
-      when l.late_write or l.stored_failure or l.resends >= $9 or l.not_after <= now() then 'no-resend'
+      when l.late_write or l.stored_failure or l.resends >= l.resends_max or l.not_after <= now() then 'no-resend'
       when now() + make_interval(secs => l.resend_needs_seconds)
            < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'
       else 'no-resend'
@@ -178,10 +180,11 @@ with input as (
   delete from sealed_inputs s using judged j
   where (s.organization_id, s.reservation_id) = (j.organization_id, j.id) and j.verdict = 'void'
 ), entered as (
-  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain, tool,
+  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain, run, tool,
     operation_key, input_digest, trace_id, detail)
   select j.organization_id, j.environment_id, case j.verdict when 'void' then 'voided' else 'claimed' end, j.id,
-    case j.verdict when 'claim' then j.attempt_id end, j.state, c.state, j.actor_chain, j.tool, j.operation_key, j.input_digest, j.trace_id,
+    case j.verdict when 'claim' then j.attempt_id end, j.state, c.state, j.actor_chain,
+    (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)), j.tool, j.operation_key, j.input_digest, j.trace_id,
     case j.verdict
       when 'void' then jsonb_build_object('reason', j.reason)
       else jsonb_build_object('number', c.attempts, 'epoch', c.epoch, 'generation', c.generation, 'resend', j.state = 'in_doubt', 'worker', j.worker)
@@ -222,17 +225,9 @@ _REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend"]]
 
 
 async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed]:
-    names = [
-        "organization_id",
-        "reservation_id",
-        "attempt_id",
-        "worker",
-        "lease_seconds",
-        "resend_window_seconds",
-        "resend_needs_seconds",
-    ]
+    names = "organization_id reservation_id attempt_id worker lease_seconds resend_window_seconds resend_needs_seconds".split()
     results: list[Claimed | NotClaimed] = []
-    for record in await connection.fetch(CLAIM, *columns(rows, names), TRIES_MAX, RESENDS_MAX):
+    for record in await connection.fetch(CLAIM, *columns(rows, names), TRIES_MAX, [row.resends_max for row in rows]):
         if record["verdict"] in ("claim", "own"):
             results.append(Claimed(**{name: record[name] for name in Claimed.__dataclass_fields__}))
         else:

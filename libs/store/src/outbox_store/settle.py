@@ -25,7 +25,7 @@ class ReceiptDraft:
     """The outside fact that proves the effect, as an attempt's answer gave it.
 
     Attributes:
-        evidence: what was seen, `[{kind, at, detail}]`, codes and times only.
+        evidence: what was seen, `[{kind, detail}]`, codes only; the time is added by Postgres.
         sealed_result: the contract's projection of the answer, sealed.
     """
 
@@ -196,7 +196,8 @@ with input as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
   select j.organization_id, j.receipt_id, j.id, j.attempt_id, j.environment_id, j.provider, n.name, j.tool, j.contract_version,
-    j.receipt_reference, j.confidence, j.evidence::jsonb, j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency
+    j.receipt_reference, j.confidence,
+    (select jsonb_agg(e || jsonb_build_object('at', now())) from jsonb_array_elements(j.evidence::jsonb) e), j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency
   from judged j join connections n on (n.organization_id, n.id) = (j.organization_id, j.connection_id)
   where j.verdict = 'settled' and j.next_state = 'succeeded'
 ), kept as (
@@ -231,11 +232,11 @@ with input as (
   on conflict do nothing
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
-    tool, operation_key, input_digest, declared, trace_id, detail)
+    run, tool, operation_key, input_digest, declared, trace_id, detail)
   select j.organization_id, j.environment_id,
     case j.verdict when 'settled' then case when j.next_state in ('succeeded', 'failed') then 'settled' else replace(j.next_state, '_', '-') end else j.verdict end,
     j.id, j.attempt_id, j.state, case j.verdict when 'settled' then j.next_state else j.state end, j.outcome, j.actor_chain,
-    j.tool, j.operation_key, j.input_digest, j.declared, j.trace_id,
+    (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)), j.tool, j.operation_key, j.input_digest, j.declared, j.trace_id,
     jsonb_strip_nulls(jsonb_build_object('reason', j.reason, 'provider_status', j.status_now, 'provider_code', j.code_now,
       'provider_request_id', j.provider_request_id, 'external_reference', j.receipt_reference,
       'receipt_id', case when j.verdict = 'settled' then j.receipt_id end,
@@ -243,7 +244,7 @@ with input as (
   from judged j where j.verdict in ('settled', 'evidence', 'contradiction')
   union all
   select j.organization_id, j.environment_id, 'variance', j.id, j.attempt_id, j.state, j.next_state, j.outcome, j.actor_chain,
-    j.tool, j.operation_key, j.input_digest, null, j.trace_id, j.variance::jsonb
+    (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)), j.tool, j.operation_key, j.input_digest, null, j.trace_id, j.variance::jsonb
   from judged j where j.verdict = 'settled' and j.variance is not null
 )
 select i.place, coalesce(j.verdict, 'missing') as verdict, coalesce(c.state, j.state) as state

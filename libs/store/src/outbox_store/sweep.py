@@ -71,8 +71,9 @@ with input as (
   from lapsed l where (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
-    tool, operation_key, input_digest, declared, trace_id, detail)
-  select organization_id, environment_id, 'in-doubt', id, attempt_id, 'executing', 'in_doubt', 'unknown', actor_chain, tool, operation_key,
+    run, tool, operation_key, input_digest, declared, trace_id, detail)
+  select organization_id, environment_id, 'in-doubt', id, attempt_id, 'executing', 'in_doubt', 'unknown', actor_chain,
+    (select name from runs where (runs.organization_id, runs.id) = (lapsed.organization_id, lapsed.run_id)), tool, operation_key,
     input_digest, declared, trace_id, jsonb_build_object('reason', 'lease lapsed')
   from lapsed
 )
