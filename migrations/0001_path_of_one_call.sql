@@ -250,7 +250,9 @@ create table open_reservations (
   foreign key (organization_id, reservation_id) references reservations on delete cascade
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 create index open_reservations_due on open_reservations (due_at);
+create index open_reservations_id on open_reservations (reservation_id);
 comment on table open_reservations is 'One narrow row per open reservation: when somebody must look at it next; infinity means a person.';
+comment on index open_reservations_id is 'A wake-up carries the id of a reservation alone.';
 
 create table attempts (
   organization_id uuid not null,

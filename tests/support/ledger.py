@@ -124,6 +124,7 @@ def claim_of(row: NewReservation, **changes: Any) -> Claim:
         lease_seconds=10.0,
         resend_window_seconds=23 * 3600.0,
         resend_needs_seconds=60.0,
+        resends_max=5,
     )
     return replace(wish, **changes)
 

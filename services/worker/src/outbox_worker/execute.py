@@ -1,0 +1,216 @@
+"""One attempt: claim the reservation (T2), send its request once, settle what came of it (T3).
+
+The order is the promise. Nothing is sent before T2 has committed; no transaction is open while the provider is awaited;
+whatever is not provably something else is unknown. Source: design sections 4 and 6.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from outbox_domain.identity import Scope, marker, provider_key
+
+from outbox_domain.contract import ToolContract
+from outbox_domain.reservation import Outcome
+from outbox_providers.driver import build_request, read_answer
+from outbox_providers.wire import Reading, WireRequest
+from outbox_runtime.postgres import AWAY, acquire
+from outbox_store.batches import Failed
+from outbox_store.claim import Claim, Claimed, NotClaimed, claim, renew
+from outbox_worker.settle import Came, settle
+from outbox_worker.transport import Egress, Sent
+from outbox_worker.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+_TRACE_CONTEXT = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outgoing:
+    """A request that is ready to leave."""
+
+    wire: WireRequest
+    provider_key: str | None
+
+
+async def execute(worker: Worker, wish: Claim) -> Claimed | NotClaimed | None:
+    """Carry a reservation one attempt further, if it may be claimed.
+
+    Args:
+        worker: what this process has.
+        wish: the claim to make.
+
+    Returns:
+        The attempt that was made, why none was opened, or None where Postgres did not answer in time: if the claim was
+        committed all the same, its lease lapses and recovery takes over.
+    """
+    # The clock starts before the claim statement leaves: the lease can only have been granted later (design 4).
+    began = time.monotonic()
+    verdict = await _claim(worker, wish, give_up=began + worker.settings.send_by_seconds)
+    if not isinstance(verdict, Claimed):
+        if isinstance(verdict, NotClaimed) and verdict.reason == "voided":
+            await worker.wakeups.announce([wish.reservation_id])
+        return verdict
+    contract = await worker.contracts.of(verdict.organization_id, verdict.tool, verdict.contract_version)
+    worker.metrics.queue_seconds.labels(tool=verdict.tool).observe(max(verdict.queued_seconds, 0.0))
+    parent = _TRACE_CONTEXT.extract({"traceparent": verdict.traceparent}) if verdict.traceparent else None
+    with worker.tracer.start_as_current_span("outbox.execute", context=parent, attributes={"outbox.tool": verdict.tool}) as span:
+        span.set_attribute("outbox.reservation_id", str(verdict.reservation_id))
+        span.set_attribute("outbox.attempt", verdict.number)
+        await _attempt(worker, verdict, contract, send_by=began + worker.settings.send_by_seconds)
+    return verdict
+
+
+async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | NotClaimed | None:
+    """The claim's verdict; the same claim is sent again when its answer was lost, because it recognises its own attempt."""
+    while True:
+        try:
+            async with acquire(worker.pool) as connection:
+                [verdict] = await claim(connection, [wish])
+        except AWAY as error:
+            if time.monotonic() >= give_up:
+                log.warning("claim-unanswered", reservation_id=str(wish.reservation_id), error=type(error).__name__)
+                return None
+            await asyncio.sleep(0.05)
+            continue
+        if isinstance(verdict, Failed):
+            log.error("claim-refused", reservation_id=str(wish.reservation_id), constraint=verdict.constraint)
+            return None
+        return verdict
+
+
+async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, send_by: float) -> None:
+    try:
+        outgoing = await _outgoing(worker, attempt, contract)
+    except Exception:
+        # Nothing has left and nothing will: the request could not even be written. The reason stays in the log, because
+        # an exception's text may carry what the caller sent.
+        log.exception("request-not-written", reservation_id=str(attempt.reservation_id), tool=attempt.tool)
+        await settle(worker, attempt, contract, Came(outcome=Outcome.UNSENT, reason="request not written"))
+        return
+    came = Came(outcome=Outcome.UNKNOWN, reason="cut off", provider_key=outgoing.provider_key)
+    try:
+        async with _renewed(worker, attempt, contract):
+            sent = await _send(worker, attempt, contract, outgoing, send_by)
+        came = _came(contract, sent, outgoing.provider_key)
+    finally:
+        # Also when this task is cancelled or something unforeseen happens after the request was handed over: unknown.
+        await settle(worker, attempt, contract, came)
+
+
+async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) -> _Outgoing:
+    keys = await worker.keyring.of(attempt.organization_id)
+    if attempt.sealed_input is None:
+        raise LookupError("the sealed input is gone")
+    stored = keys.open_input(attempt.reservation_id, attempt.sealed_input)
+    scope = Scope(
+        organization=attempt.organization,
+        project=attempt.project,
+        environment=attempt.environment,
+        connection=attempt.connection,
+        tool=attempt.tool,
+    )
+    key_scope = "environment" if attempt.scope == "environment" else f"run:{attempt.lineage_name}"
+    secret = keys.secrets.provider_key_secret
+    identity = {
+        "scope": scope,
+        "key_scope": key_scope,
+        "operation_key": attempt.operation_key,
+        "occurrence": attempt.occurrence,
+    }
+    key = provider_key(secret, generation=attempt.generation, **identity) if contract.request.provider_key else None
+    wire = build_request(
+        contract,
+        base_url=attempt.base_url,
+        credential=worker.keyring.credential(attempt.organization_id, attempt.connection_id, attempt.sealed_credential),
+        fixed_headers=attempt.fixed_headers,
+        bound=stored.input,
+        names=stored.names,
+        provider_key=key,
+        marker=marker(secret, **identity) if contract.request.marker else None,
+    )
+    return _Outgoing(wire=wire, provider_key=key)
+
+
+async def _send(worker: Worker, attempt: Claimed, contract: ToolContract, outgoing: _Outgoing, send_by: float) -> Sent:
+    with worker.tracer.start_as_current_span("outbox.send", kind=trace.SpanKind.CLIENT) as span:
+        carrier: dict[str, str] = {}
+        _TRACE_CONTEXT.inject(carrier)
+        sent = await worker.transport.send(
+            outgoing.wire,
+            connection=Egress(base_url=attempt.base_url, allow_private=attempt.allow_private),
+            deadline_seconds=contract.request.deadline.total_seconds(),
+            send_by=send_by,
+            pause_allowance_seconds=worker.settings.pause_allowance_seconds,
+            # An idle connection that the provider closes would make a doubt that nothing can end (model, hole 21).
+            fresh_connection=contract.guarantee_class == "C",
+            traceparent=carrier.get("traceparent"),
+        )
+        if sent.answer is not None:
+            span.set_attribute("http.response.status_code", sent.answer.status)
+        if sent.fault is not None:
+            span.set_attribute("outbox.fault", sent.fault)
+    worker.metrics.provider_seconds.labels(tool=attempt.tool).observe(sent.provider_seconds)
+    return sent
+
+
+def _came(contract: ToolContract, sent: Sent, key: str | None) -> Came:
+    if sent.answer is None:
+        outcome = Outcome.UNSENT if sent.fault == "unsent" else Outcome.UNKNOWN
+        return Came(
+            outcome=outcome,
+            reason=sent.reason,
+            late_write=sent.late_write,
+            provider_seconds=sent.provider_seconds,
+            provider_key=key,
+        )
+    reading: Reading = read_answer(contract, sent.answer)
+    return Came(
+        outcome=reading.outcome,
+        reason=f"HTTP {sent.answer.status}",
+        late_write=sent.late_write,
+        provider_seconds=sent.provider_seconds,
+        provider_key=key,
+        provider_status=sent.answer.status,
+        reading=reading,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _renewed(worker: Worker, attempt: Claimed, contract: ToolContract) -> AsyncIterator[None]:
+    """Keep the lease alive while the answer is awaited, at most until shortly after the contract's deadline."""
+    renewing = asyncio.create_task(_renew(worker, attempt, contract))
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await renewing
+
+
+async def _renew(worker: Worker, attempt: Claimed, contract: ToolContract) -> None:
+    settings = worker.settings
+    until_seconds = contract.request.deadline.total_seconds() + settings.renew_margin_seconds
+    while True:
+        await asyncio.sleep(settings.renew_seconds)
+        try:
+            async with acquire(worker.pool) as connection:
+                held = await renew(
+                    connection,
+                    attempt.organization_id,
+                    attempt.attempt_id,
+                    lease_seconds=settings.lease_seconds,
+                    until_seconds=until_seconds,
+                )
+        except AWAY as error:
+            log.warning("renewal-unanswered", attempt_id=str(attempt.attempt_id), error=type(error).__name__)
+            continue
+        if not held:
+            log.warning("lease-lost", attempt_id=str(attempt.attempt_id), reservation_id=str(attempt.reservation_id))
+            return

@@ -1,0 +1,59 @@
+"""The keys of organizations and the credentials of connections, opened here and kept nowhere but in memory."""
+
+from uuid import UUID
+
+import asyncpg
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from outbox_runtime.postgres import acquire
+from outbox_runtime.sealing import WrappingKey, open_with
+from outbox_runtime.vault import Vault
+from outbox_store import organizations
+
+
+def credential_info(organization_id: UUID, connection_id: UUID) -> bytes:
+    """What a sealed credential is bound to, so that it opens for its own connection alone."""
+    return f"credential:{organization_id}:{connection_id}".encode()
+
+
+class Keyring:
+    """Opens what is sealed for the worker."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", wrapping_key: WrappingKey, private_key: X25519PrivateKey) -> None:
+        """Reads wrapped keys from `pool`; the private key opens credentials."""
+        self._pool = pool
+        self._wrapping_key = wrapping_key
+        self._private_key = private_key
+        self._vaults: dict[UUID, Vault] = {}
+
+    async def of(self, organization_id: UUID) -> Vault:
+        """The organization's keys.
+
+        Raises:
+            LookupError: there is no such organization.
+            SealBroken: the wrapping key does not open them.
+        """
+        vault = self._vaults.get(organization_id)
+        if vault is None:
+            async with acquire(self._pool) as connection:
+                organization = await organizations.by_id(connection, organization_id)
+            if organization is None:
+                raise LookupError("the organization is gone")
+            vault = self._vaults[organization_id] = Vault.open(
+                self._wrapping_key,
+                organization_id,
+                data_key_wrapped=organization.data_key_wrapped,
+                digest_key_wrapped=organization.digest_key_wrapped,
+                provider_key_secret_wrapped=organization.provider_key_secret_wrapped,
+            )
+        return vault
+
+    def credential(self, organization_id: UUID, connection_id: UUID, sealed: bytes | None) -> str | None:
+        """The credential of a connection; None where it has none.
+
+        Raises:
+            SealBroken: it was sealed to another key or for another connection.
+        """
+        if sealed is None:
+            return None
+        return open_with(self._private_key, sealed, credential_info(organization_id, connection_id)).decode()

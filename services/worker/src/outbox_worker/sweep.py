@@ -1,0 +1,158 @@
+"""The sweep: whatever is due is found in Postgres, with or without a wake-up.
+
+A wake-up names a reservation; the sweep finds those whose wake-up was lost, whose time to be sent again has come, whose
+lease has lapsed, and those that came while every slot was taken. No more is claimed than can be sent at once: a row that
+waits in memory past its time would be a doubt of our own making.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from outbox_domain.reservation import State
+from outbox_runtime.postgres import AWAY, acquire
+from outbox_store.claim import Claim
+from outbox_store.sweep import Due, due, erase_expired
+from outbox_worker.execute import execute
+from outbox_worker.recover import lapse_all, recover
+from outbox_worker.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+BATCH_MAX = 500
+"""Due rows that one look takes in."""
+
+WAKE_UP_SECONDS = 0.2
+"""How long a wake-up is given to arrive before the sweep takes a reservation up itself."""
+
+ERASE_EVERY_SECONDS = 60.0
+ERASE_BATCH = 1000
+
+
+class Sweep:
+    """The slots of one process and what fills them."""
+
+    def __init__(self, worker: Worker) -> None:
+        """Nothing is claimed before `run`."""
+        self._worker = worker
+        self._running: dict[UUID, asyncio.Task[None]] = {}
+        self._kick = asyncio.Event()
+        self._turned_away = False
+        self._draining = False
+
+    @property
+    def free_slots(self) -> int:
+        """How many sends may start now."""
+        return 0 if self._draining else self._worker.settings.worker_slots - len(self._running)
+
+    async def ring(self, reservation_ids: Sequence[UUID]) -> None:
+        """Take up reservations that a wake-up named; those beyond the free slots are found by the sweep."""
+        for id in reservation_ids:
+            if self.free_slots <= 0:
+                self._turned_away = True
+                return
+            self._start(id, self._first(None, id))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look for what is due until `stop`, then let what was sent come to an end.
+
+        Args:
+            stop: set when the process is asked to end; from then on nothing is claimed.
+        """
+        erase_at = 0.0
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            try:
+                await self._look()
+                if loop.time() >= erase_at:
+                    erase_at = loop.time() + ERASE_EVERY_SECONDS
+                    await self._erase()
+            except AWAY as error:
+                log.warning("sweep-unanswered", error=type(error).__name__)
+            await self._pause(stop)
+        await self._drain()
+
+    async def _look(self) -> None:
+        async with acquire(self._worker.pool) as connection:
+            rows = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX)
+        await lapse_all(self._worker, [row for row in rows if row.lapsed])
+        for row in rows:
+            if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
+                continue
+            if self.free_slots <= 0:
+                self._turned_away = True
+                return
+            if row.state is State.RESERVED:
+                self._start(row.reservation_id, self._first(row.organization_id, row.reservation_id))
+            elif row.state is State.IN_DOUBT:
+                self._start(row.reservation_id, self._recover(row))
+
+    async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
+        worker = self._worker
+        await execute(
+            worker,
+            Claim(
+                organization_id=organization_id,
+                reservation_id=reservation_id,
+                attempt_id=worker.new_id(),
+                worker=worker.name,
+                lease_seconds=worker.settings.lease_seconds,
+            ),
+        )
+
+    async def _recover(self, row: Due) -> None:
+        await recover(self._worker, row)
+
+    def _start(self, id: UUID, work: Coroutine[Any, Any, None]) -> None:
+        if id in self._running:
+            work.close()  # It is under way in this very process; two hints are one.
+            return
+        self._running[id] = task = asyncio.create_task(work)
+        task.add_done_callback(lambda done: self._ended(id, done))
+
+    def _ended(self, id: UUID, task: asyncio.Task[None]) -> None:
+        self._running.pop(id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The lease lapses and recovery takes over; nothing here may decide what became of the effect.
+            log.error("attempt-broke-off", reservation_id=str(id), error=type(error).__name__, exc_info=error)
+        if self._turned_away:
+            self._turned_away = False
+            self._kick.set()
+
+    async def _pause(self, stop: asyncio.Event) -> None:
+        """Until the next look: some time, spread so that workers do not look all at once, or until a slot is free again."""
+        seconds = self._worker.settings.sweep_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(self._kick.wait())]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            self._kick.clear()
+
+    async def _drain(self) -> None:
+        """Sends in flight are given their time; what must be cut is settled as unknown."""
+        self._draining = True
+        tasks = list(self._running.values())
+        if not tasks:
+            return
+        log.info("draining", in_flight=len(tasks))
+        _, pending = await asyncio.wait(tasks, timeout=self._worker.settings.drain_seconds)
+        for task in pending:
+            task.cancel()
+        if pending:
+            log.warning("cut-off", count=len(pending))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._worker.settings.send_by_seconds):
+                    await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _erase(self) -> None:
+        async with acquire(self._worker.pool) as connection:
+            erased = await erase_expired(connection, limit=ERASE_BATCH)
+        if erased:
+            log.info("expired-texts-erased", count=erased)
