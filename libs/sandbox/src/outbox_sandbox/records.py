@@ -255,10 +255,12 @@ class Records:
         self._connection.execute("begin immediate")
         try:
             yield
+            self._connection.execute("commit")
         except BaseException:
-            self._connection.execute("rollback")
+            # A commit that fails (a full disk) leaves the transaction open; some errors have ended it already.
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
             raise
-        self._connection.execute("commit")
 
     def open_request(
         self,

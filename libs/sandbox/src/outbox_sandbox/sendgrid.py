@@ -30,8 +30,8 @@ ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 
 
 def error(status: int, message: str, field: str | None = None) -> Answer:
-    """An error in SendGrid's shape: `{"errors": [{"message", "field", "help"}]}`."""
-    return json_answer(status, {"errors": [{"message": message, "field": field, "help": None}]})
+    """An error in SendGrid's shape: `{"errors": [{"message", "field"}]}`; `help`, which may be left out, is."""
+    return json_answer(status, {"errors": [{"message": message, "field": field}]})
 
 
 class SendGrid:
