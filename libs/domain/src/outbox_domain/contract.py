@@ -26,8 +26,8 @@ from pydantic import (
 
 from outbox_domain.reservation import Outcome
 
-_DURATION = re.compile(r"(\d{1,9})(ms|s|m|h|d)")
-_UNIT_SECONDS: Mapping[str, float] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
+_UNIT_MILLISECONDS: Mapping[str, int] = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\}")
 """A place in a template: `{reference}`, `{input.amount}`."""
@@ -53,7 +53,10 @@ def parse_duration(text: object) -> timedelta:
     found = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError("a duration is digits and a unit: 500ms, 20s, 5m, 23h, 7d")
-    return timedelta(seconds=int(found[1]) * _UNIT_SECONDS[found[2]])
+    try:
+        return timedelta(milliseconds=int(found[1]) * _UNIT_MILLISECONDS[found[2]])
+    except OverflowError as error:
+        raise ValueError("a duration of more than a million years is no duration") from error
 
 
 def format_duration(duration: timedelta) -> str:

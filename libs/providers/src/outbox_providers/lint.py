@@ -14,7 +14,7 @@ import jmespath.exceptions
 import jsonschema_rs
 
 from outbox_domain.binding import input_validator
-from outbox_domain.contract import CredentialHeader, IdentityRule, OutcomeRule, ToolContract, placeholders
+from outbox_domain.contract import PLACEHOLDER, CredentialHeader, IdentityRule, OutcomeRule, ToolContract, placeholders
 from outbox_domain.reservation import Outcome
 from outbox_providers.driver import RESERVED_HEADERS
 from outbox_providers.reading import expression, header_name
@@ -408,7 +408,7 @@ def _address(contract: ToolContract, url: str, outside: set[str]) -> Iterator[st
                 yield f"URL needs {name}, which is no required field of the input"
         elif name not in outside:
             yield f"URL names {name}, which nobody knows"
-    if re.search(r"[{}]", re.sub(r"\{[A-Za-z0-9_.]+\}", "", url)):
+    if re.search(r"[{}]", PLACEHOLDER.sub("", url)):
         yield f"URL has a brace that is no placeholder: {url}"
 
 
