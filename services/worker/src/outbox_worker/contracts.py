@@ -2,10 +2,8 @@
 
 from uuid import UUID
 
-import asyncpg
-
 from outbox_domain.contract import ToolContract
-from outbox_runtime.postgres import acquire
+from outbox_runtime.postgres import Pool, acquire
 from outbox_store import tool_contracts
 
 KEPT_MAX = 10_000
@@ -15,7 +13,7 @@ KEPT_MAX = 10_000
 class Contracts:
     """Tool contracts as they are pinned on reservations."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+    def __init__(self, pool: Pool) -> None:
         """Reads from `pool`."""
         self._pool = pool
         self._kept: dict[tuple[UUID, str, int], ToolContract] = {}

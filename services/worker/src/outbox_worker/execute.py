@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import structlog
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from outbox_domain.identity import Scope, marker, provider_key
 
 from outbox_domain.contract import ToolContract
+from outbox_domain.identity import Scope, marker, provider_key
 from outbox_domain.reservation import Outcome
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest

@@ -2,10 +2,9 @@
 
 from uuid import UUID
 
-import asyncpg
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from outbox_runtime.postgres import acquire
+from outbox_runtime.postgres import Pool, acquire
 from outbox_runtime.sealing import WrappingKey, open_with
 from outbox_runtime.vault import Vault
 from outbox_store import organizations
@@ -19,7 +18,7 @@ def credential_info(organization_id: UUID, connection_id: UUID) -> bytes:
 class Keyring:
     """Opens what is sealed for the worker."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", wrapping_key: WrappingKey, private_key: X25519PrivateKey) -> None:
+    def __init__(self, pool: Pool, wrapping_key: WrappingKey, private_key: X25519PrivateKey) -> None:
         """Reads wrapped keys from `pool`; the private key opens credentials."""
         self._pool = pool
         self._wrapping_key = wrapping_key

@@ -51,7 +51,12 @@ class Sweep:
         return 0 if self._draining else self._worker.settings.worker_slots - len(self._running)
 
     async def ring(self, reservation_ids: Sequence[UUID]) -> None:
-        """Take up reservations that a wake-up named; those beyond the free slots are found by the sweep."""
+        """Take up reservations that a wake-up named; those beyond the free slots are found by the sweep.
+
+        No name at all says that wake-ups may have been missed: the sweep looks at once.
+        """
+        if not reservation_ids:
+            self._kick.set()
         for id in reservation_ids:
             if self.free_slots <= 0:
                 self._turned_away = True

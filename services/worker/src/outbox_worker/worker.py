@@ -1,15 +1,15 @@
 """What a worker process has: its stores, its way to providers, its keys and its limits."""
 
 import os
-import socket
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import asyncpg
 from opentelemetry.trace import Tracer
 from outbox_runtime.metrics import Metrics
 
+from outbox_runtime.postgres import Pool
 from outbox_runtime.settings import WorkerSettings
 from outbox_runtime.wakeups import Wakeups
 from outbox_worker.contracts import Contracts
@@ -19,7 +19,7 @@ from outbox_worker.transport import Transport
 
 def name_of_this_process() -> str:
     """Names the process in attempts and logs; it identifies nothing, attempts are compared by UUID."""
-    return f"{socket.gethostname()[:40]}:{os.getpid()}"
+    return f"{platform.node()[:40]}:{os.getpid()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Worker:
     """
 
     name: str
-    pool: "asyncpg.Pool[asyncpg.Record]"
+    pool: Pool
     transport: Transport
     keyring: Keyring
     contracts: Contracts
