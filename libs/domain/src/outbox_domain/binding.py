@@ -18,8 +18,10 @@ from typing import Any, NoReturn
 
 import jsonschema_rs
 
+from outbox_domain import messages
 from outbox_domain.contract import Normaliser, ToolContract
 from outbox_domain.errors import OutboxError
+from outbox_domain.json_text import member_path
 
 INPUT_DEPTH_MAX = 64
 """How many containers may stand inside one another (interfaces.md section 1; the same limit the body is parsed with)."""
@@ -27,7 +29,7 @@ INPUT_DEPTH_MAX = 64
 EXACT_INTEGER_MAX = 2**53 - 1
 """The largest integer that an IEEE double, and so RFC 8785, carries exactly."""
 
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_PATH_CHARACTERS_MAX = 1000
 _DECIMAL = re.compile(r"([+-]?)(\d{1,40})(?:\.(\d{1,40}))?")
 _CURRENCY = re.compile(r"[A-Za-z]{3}")
 
@@ -119,11 +121,9 @@ def _exact(value: object, path: str, depth: int) -> Any:
                 _refuse(path, "a finite number")
             return int(value) if value.is_integer() and abs(value) <= EXACT_INTEGER_MAX else value
     if depth >= INPUT_DEPTH_MAX:
+        shown, expected = path[:_PATH_CHARACTERS_MAX], f"at most {INPUT_DEPTH_MAX} levels of nesting"
         raise OutboxError(
-            "too-deep",
-            f"The input is nested deeper than {INPUT_DEPTH_MAX} levels.",
-            message=f"NOT SENT. {path[:200]}: expected at most {INPUT_DEPTH_MAX} levels of nesting.",
-            path=path[:200],
+            "too-deep", f"{shown}: expected {expected}.", message=messages.invalid_input(shown, expected), path=shown
         )
     if isinstance(value, dict):
         copied: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def _exact(value: object, path: str, depth: int) -> Any:
             if not isinstance(name, str):
                 _refuse(path, "text as the name of every field")
             _exact(name, path, depth)
-            copied[name] = _exact(member, _member_path(path, name), depth + 1)
+            copied[name] = _exact(member, member_path(path, name), depth + 1)
         return copied
     if isinstance(value, list | tuple):
         return [_exact(member, f"{path}[{index}]", depth + 1) for index, member in enumerate(value)]
@@ -142,7 +142,7 @@ def _validate(validator: jsonschema_rs.Draft202012Validator, value: object) -> N
     for error in validator.iter_errors(value):
         path = "$.input"
         for step in error.instance_path:
-            path = f"{path}[{step}]" if isinstance(step, int) else _member_path(path, step)
+            path = f"{path}[{step}]" if isinstance(step, int) else member_path(path, step)
         place, expected = _expectation(path, error)
         _refuse(place, expected)
 
@@ -152,10 +152,10 @@ def _expectation(path: str, error: jsonschema_rs.ValidationError) -> tuple[str, 
     kind: Any = error.kind
     name: str = kind.name
     if name == "required":
-        return _member_path(path, kind.property), "this field to be present"
+        return member_path(path, kind.property), "this field to be present"
     if name in ("additionalProperties", "unevaluatedProperties", "falseSchema"):
         unexpected = getattr(kind, "unexpected", None)
-        return (_member_path(path, unexpected[0]) if unexpected else path), "no such field"
+        return (member_path(path, unexpected[0]) if unexpected else path), "no such field"
     if name in _EXPECTED_OF_KIND:
         return path, _EXPECTED_OF_KIND[name](kind)
     if name == "anyOf":
@@ -192,19 +192,10 @@ def _shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)[:300]
 
 
-def _member_path(path: str, name: str) -> str:
-    """`$.input.name`, or `$.input["odd name"]`, escaped and cut so that a hostile name stays a name."""
-    if _PLAIN_NAME.fullmatch(name):
-        return f"{path}.{name}"
-    return f"{path}[{json.dumps(name[:100])}]"
-
-
 def _refuse(path: str, expected: str) -> NoReturn:
+    shown = path[:_PATH_CHARACTERS_MAX]
     raise OutboxError(
-        "invalid-input",
-        f"{path}: expected {expected}.",
-        message=f"NOT SENT. {path}: expected {expected}.",
-        path=path,
+        "invalid-input", f"{shown}: expected {expected}.", message=messages.invalid_input(shown, expected), path=shown
     )
 
 

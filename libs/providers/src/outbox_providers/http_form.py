@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+from outbox_domain.json_text import member_path
 from outbox_providers.templates import refuse
 
 CONTENT_TYPE = "application/x-www-form-urlencoded"
@@ -36,7 +37,7 @@ def _pairs(value: Any, name: str, path: str) -> Iterator[tuple[str, str]]:
         for member in sorted(value):
             if not member or "[" in member or "]" in member:
                 refuse(path, "names of fields that are not empty and hold no bracket")
-            yield from _pairs(value[member], f"{name}[{member}]" if name else member, f"{path}.{member}")
+            yield from _pairs(value[member], f"{name}[{member}]" if name else member, member_path(path, member))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _pairs(item, f"{name}[{index}]", f"{path}[{index}]")

@@ -15,6 +15,7 @@ import jsonschema_rs
 
 from outbox_domain.binding import input_validator
 from outbox_domain.contract import PLACEHOLDER, CredentialHeader, IdentityRule, OutcomeRule, ToolContract, placeholders
+from outbox_domain.identity import template_segments
 from outbox_domain.reservation import Outcome
 from outbox_providers.driver import RESERVED_HEADERS
 from outbox_providers.reading import expression, header_name
@@ -85,11 +86,13 @@ def _key_shape(key: str, number: int) -> Iterator[str]:
     names = placeholders(key)
     if not names:
         yield f"identity {number} has a key without fields: every call would be the same effect"
-    prefix, *segments = key.split(":")
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", prefix):
+    try:
+        first, *_ = template_segments(key)
+    except ValueError as error:
+        yield f"identity {number}: {error}"
+        return
+    if first.field is not None:
         yield f"identity {number} begins with a plain word that says what kind of effect it names"
-    if any(re.sub(r"\{[^{}]*\}", "", segment, count=1) for segment in segments):
-        yield f"identity {number} has a segment that is not one field; fields that touch could name two effects alike"
     if len(set(names)) != len(names):
         yield f"identity {number} names a field twice"
 
@@ -367,9 +370,10 @@ def _texts(contract: ToolContract) -> Iterator[str]:
             yield "the summary names an amount and the contract moves none"
     for link, template in contract.links.items():
         for name in placeholders(template):
-            if name.removeprefix("input.") in contract.personal:
+            field = name.removeprefix("input.")
+            if any(field == personal or field.startswith(f"{personal}.") for personal in contract.personal):
                 yield f"the link {link} shows {name}, which is personal"
-            known = name.startswith("input.") and _field(contract.input, name.removeprefix("input.")) is not None
+            known = field != name and _field(contract.input, field) is not None
             kept = name.startswith("result.") and name.removeprefix("result.") in contract.receipt.result
             if not (known or kept or name == "reference"):
                 yield f"the link {link} names {name}, which nobody knows"

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote
 
+from outbox_domain import messages
 from outbox_domain.contract import PLACEHOLDER
 from outbox_domain.errors import OutboxError
 
 WHEN = "$when"
 """Reserved member of an object in a body template: the object is left out unless the named value (`input.html`) is present."""
 
+_PATH_CHARACTERS_MAX = 1000
 _STEP = re.compile(r"\[([^\[\]]*)\]|\.?([^.\[\]]+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -27,11 +29,9 @@ ABSENT = _Absent()
 
 def refuse(path: str, expected: str) -> NoReturn:
     """Raises `invalid-input` for a value that cannot be written on the wire; the value itself is not repeated."""
+    shown = path[:_PATH_CHARACTERS_MAX]
     raise OutboxError(
-        "invalid-input",
-        f"{path}: expected {expected}.",
-        message=f"NOT SENT. {path}: expected {expected}.",
-        path=path,
+        "invalid-input", f"{shown}: expected {expected}.", message=messages.invalid_input(shown, expected), path=shown
     )
 
 
