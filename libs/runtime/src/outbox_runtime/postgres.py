@@ -17,6 +17,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from outbox_runtime.settings import PostgresSettings
+from outbox_runtime.supervision import end, keep_running
 
 log = structlog.stdlib.get_logger("outbox.postgres")
 
@@ -193,8 +194,6 @@ class Listener:
     """
 
     CHECK_CHANNEL = "outbox_listen_check"
-    BACK_OFF_SECONDS_MIN = 0.1
-    BACK_OFF_SECONDS_MAX = 5.0
     CHECK_SECONDS = 2.0
     KEEP_ALIVE_SECONDS = 15.0
     DEAF_RETRY_SECONDS = 60.0
@@ -232,31 +231,10 @@ class Listener:
     async def run(self, stop: asyncio.Event) -> None:
         """Listen until `stop` is set. Postgres going away never ends it."""
         poller = asyncio.create_task(self._poll_while_deaf())
-        stopped = asyncio.create_task(stop.wait())
-        back_off = self.BACK_OFF_SECONDS_MIN
         try:
-            while not stop.is_set():
-                began = time.monotonic()
-                session = asyncio.create_task(self._session())
-                await asyncio.wait({session, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                self.hearing = False
-                if not session.done():
-                    session.cancel()
-                    await asyncio.gather(session, return_exceptions=True)
-                    return
-                error = session.exception()
-                if error is not None and not isinstance(error, (*AWAY, asyncpg.PostgresError)):
-                    raise error
-                log.warning("listen-lost", error=type(error).__name__ if error else None, retry_seconds=back_off)
-                if time.monotonic() - began > self.BACK_OFF_SECONDS_MAX:
-                    back_off = self.BACK_OFF_SECONDS_MIN
-                await asyncio.wait({stopped}, timeout=back_off)
-                back_off = min(back_off * 2, self.BACK_OFF_SECONDS_MAX)
+            await keep_running("listen", self._session, stop, recoverable=(*AWAY, asyncpg.PostgresError))
         finally:
-            self.hearing = False
-            poller.cancel()
-            stopped.cancel()
-            await asyncio.gather(poller, stopped, return_exceptions=True)
+            await end(poller)
 
     async def _poll_while_deaf(self) -> None:
         while True:
@@ -289,8 +267,8 @@ class Listener:
                 )
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    pause = self.KEEP_ALIVE_SECONDS if self.hearing else self.DEAF_RETRY_SECONDS
-                    await asyncio.wait_for(ended.wait(), pause)
+                    async with asyncio.timeout(self.KEEP_ALIVE_SECONDS if self.hearing else self.DEAF_RETRY_SECONDS):
+                        await ended.wait()
                 if not ended.is_set() and not await self._check():
                     # A half-open connection looks alive; only a message that does not come tells it apart.
                     return
@@ -303,7 +281,8 @@ class Listener:
         self._checked.clear()
         await notify(self._pool, self.CHECK_CHANNEL, self._check_token)
         try:
-            await asyncio.wait_for(self._checked.wait(), self.CHECK_SECONDS)
+            async with asyncio.timeout(self.CHECK_SECONDS):
+                await self._checked.wait()
         except TimeoutError:
             return False
         return True

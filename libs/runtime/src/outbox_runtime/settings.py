@@ -179,6 +179,9 @@ class RedisSettings(_Settings):
     """Where Redis is, if there is one; it carries hints only."""
 
     redis_url: RedisUrl = Field(default=None, description="Redis; without it wake-ups go by NOTIFY and the sweep.")
+    redis_prefix: str = Field(
+        default="outbox", pattern="^[a-zA-Z0-9_.-]{1,40}$", description="Begins the names of our channels and queue in Redis."
+    )
     redis_connect_seconds: Seconds = Field(default=0.5, description="How long a connection to Redis may take.")
     redis_command_seconds: Seconds = Field(default=1.0, description="How long a command to Redis may take.")
     redis_poll_seconds: Seconds = Field(
