@@ -146,22 +146,25 @@ def is_alive(process_id: int) -> bool:
         return not Path("/proc/self/stat").exists()
 
 
+def _children(process_id: int) -> list[int]:
+    """Ids of the living children of one process; empty where /proc is absent."""
+    found: set[int] = set()
+    for listed in Path(f"/proc/{process_id}/task").glob("*/children"):
+        try:
+            found.update(int(word) for word in listed.read_text().split())
+        except OSError:
+            continue
+    return sorted(one for one in found if is_alive(one))
+
+
 def descendants(process_id: int) -> list[int]:
     """Ids of all living processes below `process_id`, parents before children; empty where /proc is absent."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] not in ("Z", "X"):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
     found: list[int] = []
-    waiting = sorted(children.get(process_id, []))
+    waiting = _children(process_id)
     while waiting:
         current = waiting.pop(0)
         found.append(current)
-        waiting.extend(sorted(children.get(current, [])))
+        waiting.extend(_children(current))
     return found
 
 

@@ -86,6 +86,11 @@ class EmbeddedRedis:
         self._log = log
 
     @property
+    def version(self) -> str:
+        """The server's version, e.g. "6.2.14"."""
+        return self._binary.version
+
+    @property
     def url(self) -> str:
         """The address, with the password."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
