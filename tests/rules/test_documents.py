@@ -94,6 +94,13 @@ def test_every_place_to_change_exists() -> None:
         assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_threat_names_its_test_or_says_that_there_is_none() -> None:
+    """Each row of the table of threats has a guard and names a test, or the words "no test yet"."""
+    for threat, guard, test in table_below(ROOT / "docs" / "threat-model.md", "Threats"):
+        assert guard, threat
+        assert REFERENCE.search(test) or test == "no test yet", threat
+
+
 def test_the_architecture_names_every_member() -> None:
     """docs/architecture.md names every package of the workspace."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

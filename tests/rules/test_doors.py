@@ -15,7 +15,9 @@ DOORS: Mapping[str, frozenset[str]] = {
 }
 """Which packages or modules may import a library; everything below a name is meant with it."""
 
-CLIENTS = frozenset({"http.client", "urllib.request", "httpx", "httpx2", "httpcore", "aiohttp", "requests", "urllib3"})
+CLIENTS = frozenset(
+    {"http.client", "urllib.request", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"}
+)
 """Libraries that reach a provider."""
 
 CONNECTING = frozenset(
