@@ -10,12 +10,11 @@ text is refused that is not UTF-8, starts with a byte order mark, names a member
   pass; `333333333.33333329`, `1e400`, `1e-400`, `9007199254740993.0` and `3.141592653589793238462643383279` do not;
 * any number of more than 1,100 characters: the longest exact double is shorter.
 
-A number with a fraction or exponent whose value is whole and within +-(2^53 - 1) comes back as an `int`, so `12.0`, `1.2e1` and
-`12`
-are one value. Sources: RFC 8259, RFC 7493 (I-JSON), RFC 8785 section 3.2.2; design section 5, point 1.
+A number with a fraction or exponent whose value is whole and within +-(2^53 - 1) comes back as an `int`, so `12.0`, `1.2e1`
+and `12` are one value. Sources: RFC 8259, RFC 7493 (I-JSON), RFC 8785 section 3.2.2; design section 5, point 1.
 
-The ordinary text is read once by the C scanner of the standard library; a place is looked for only once a text is known to be
-bad.
+An ordinary text is read once by the C scanner of the standard library; only a text that is known to be bad is read again, for
+the place.
 """
 
 import json
