@@ -210,7 +210,7 @@ class PostgresServer:
                 # Two sessions that set the same password at once would meet in "tuple concurrently updated".
                 await connection.execute("select pg_advisory_xact_lock(7021978501)")
                 for role in SERVICE_ROLES:
-                    await connection.execute(f"alter role {role} with login password '{self._password}'")
+                    await migrate.set_role_password(connection, role, self._password)
         finally:
             await connection.close()
         return name
