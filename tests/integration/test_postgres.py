@@ -119,6 +119,32 @@ async def test_what_is_raised_while_postgres_is_away_is_one_of_away(stoppable_po
             assert await connection.fetchval("select 1") == 1
 
 
+async def test_a_connection_closed_under_its_user_is_postgres_away(empty_database: Database) -> None:
+    """An administrator ends the connection between two statements: `AWAY`, and not a mistake of the caller's."""
+    pool = await open_pool(settings(empty_database.superuser_url), application_name="test")
+    async with pool:
+        with pytest.raises(AWAY):
+            await use_after_termination(pool)
+
+
+async def use_after_termination(pool: postgres.Pool) -> None:
+    """Two statements on a connection that ends between them."""
+    async with acquire(pool) as connection, acquire(pool) as administrator:
+        await administrator.execute("select pg_terminate_backend($1)", connection.get_server_pid())
+        give_up = time.monotonic() + 10
+        while time.monotonic() < give_up:
+            await connection.fetchval("select 1")
+
+
+async def test_a_mistake_of_the_caller_is_not_postgres_away(empty_database: Database) -> None:
+    """A value of the wrong type is a fault of ours: retried, it would never end."""
+    pool = await open_pool(settings(empty_database.superuser_url), application_name="test")
+    async with pool, acquire(pool) as connection:
+        with pytest.raises(asyncpg.DataError) as mistake:
+            await connection.fetchval("select $1::int", "no number")
+        assert not postgres.is_away(mistake.value)
+
+
 async def test_a_process_that_starts_before_postgres_waits_for_it(stoppable_postgres: StoppablePostgres) -> None:
     """Within the starting time the pool opens as soon as Postgres answers; after it, one of `AWAY`."""
     database = stoppable_postgres.server.empty_database()

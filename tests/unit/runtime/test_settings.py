@@ -37,6 +37,12 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
     assert settings.postgres_url.get_secret_value() == "postgresql://from-a-file/"
 
 
+def test_only_secrets_come_from_files(tmp_path: Path) -> None:
+    """`OUTBOX_METRICS_PORT_FILE` names a file to write; it is never read as the port."""
+    settings = read(TelemetrySettings, {"OUTBOX_METRICS_PORT_FILE": str(tmp_path / "port"), "OUTBOX_METRICS_PORT": "81"})
+    assert (settings.metrics_port, settings.metrics_port_file) == (81, tmp_path / "port")
+
+
 def test_a_value_and_a_file_at_once_are_refused(tmp_path: Path) -> None:
     """One of the two would silently lose, so neither does."""
     with pytest.raises(WrongSetting, match="OUTBOX_POSTGRES_URL and OUTBOX_POSTGRES_URL_FILE are both set"):

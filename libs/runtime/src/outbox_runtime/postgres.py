@@ -35,18 +35,32 @@ START_PAUSE_SECONDS = 0.2
 PAYLOAD_BYTES_MAX = 7999
 """The longest payload of a NOTIFY (Postgres manual, NOTIFY: "shorter than 8000 bytes")."""
 
+PostgresError = asyncpg.PostgresError
+"""What Postgres itself refused or failed at."""
+
+
+class PostgresAway(ConnectionError):
+    """The connection was closed under its user, or its pool is being closed."""
+
+
 AWAY: tuple[type[BaseException], ...] = (
+    # `PostgresAway`, refused and broken connections, and what the operating system says of them.
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InterfaceError,
 )
-"""What is raised while Postgres cannot be reached, is starting, stopping, or is a standby: the caller may ask again later."""
+"""What is raised while Postgres cannot be reached, is starting, stopping, full, or a standby: the caller may ask again later."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error means that Postgres is away, and says nothing about the statement."""
+    return isinstance(error, AWAY)
+
 
 in_transaction: ContextVar[bool] = ContextVar("in_transaction", default=False)
 """True inside `transaction`; `outside_transaction_only` reads it."""
@@ -120,9 +134,6 @@ async def open_pool(
                 init=init,
                 reset=_no_reset,
             )
-        except asyncpg.InterfaceError:
-            # A DSN that cannot be understood does not get better by waiting.
-            raise
         except AWAY as error:
             if time.monotonic() >= give_up:
                 raise
@@ -164,8 +175,19 @@ async def acquire(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -> As
     Raises:
         one of `AWAY`: Postgres is away, or no connection became free in time.
     """
-    async with pool.acquire(timeout=acquire_seconds) as connection:
-        yield connection
+    try:
+        async with pool.acquire(timeout=acquire_seconds) as connection:
+            try:
+                yield connection
+            except asyncpg.InterfaceError as error:
+                # asyncpg has one class for "the connection is closed" and for mistakes of its caller.
+                if connection.is_closed():
+                    raise PostgresAway("the connection was closed") from error
+                raise
+    except asyncpg.InterfaceError as error:
+        if pool.is_closing():
+            raise PostgresAway("the pool is closing") from error
+        raise
 
 
 async def notify(pool: Pool, channel: str, payload: str) -> None:

@@ -1,6 +1,6 @@
 """Settings: frozen models read once from `OUTBOX_*` in a process's `main`.
 
-Every setting `OUTBOX_X` may also come from the file named by `OUTBOX_X_FILE` (mounted secrets); both at once is refused, because
+Every secret `OUTBOX_X` may also come from the file named by `OUTBOX_X_FILE` (mounted secrets); both at once is refused, because
 one of them would silently lose. A wrong setting ends the process with one sentence (`read`). Source: design section 17,
 `interfaces.md` section 9.
 """
@@ -8,7 +8,7 @@ one of them would silently lose. A wrong setting ends the process with one sente
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -25,7 +25,7 @@ class WrongSetting(Exception):
 
 
 class _Environment(PydanticBaseSettingsSource):
-    """Takes `OUTBOX_X`, else the content of the file that `OUTBOX_X_FILE` names."""
+    """Takes `OUTBOX_X`, for a secret else the content of the file that `OUTBOX_X_FILE` names."""
 
     def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
         super().__init__(settings_cls)
@@ -33,7 +33,8 @@ class _Environment(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = variable(field_name)
-        direct, path = self._environment.get(name, ""), self._environment.get(name + FILE_SUFFIX, "")
+        direct = self._environment.get(name, "")
+        path = self._environment.get(name + FILE_SUFFIX, "") if _is_secret(field.annotation) else ""
         if direct and path:
             raise WrongSetting(f"{name} and {name}{FILE_SUFFIX} are both set; keep one.")
         if path:
@@ -48,6 +49,10 @@ class _Environment(PydanticBaseSettingsSource):
             if value is not None:
                 values[field_name] = value
         return values
+
+
+def _is_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(_is_secret(part) for part in get_args(annotation))
 
 
 def variable(field_name: str) -> str:
@@ -102,7 +107,7 @@ def read(model: type[SettingsType], environment: Mapping[str, str] | None = None
     try:
         return model(**source())
     except ValidationError as error:
-        raise WrongSetting(_sentence(error)) from None
+        raise WrongSetting(_sentence(model, error)) from None
 
 
 def read_or_exit(model: type[SettingsType], environment: Mapping[str, str] | None = None) -> SettingsType:
@@ -113,14 +118,15 @@ def read_or_exit(model: type[SettingsType], environment: Mapping[str, str] | Non
         raise SystemExit(str(wrong)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(model: type[_Settings], error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return reason
     name = variable(str(first["loc"][0]))
     if first["type"] == "missing":
-        return f"{name} (or {name}{FILE_SUFFIX}) is not set."
+        secret = _is_secret(model.model_fields[str(first["loc"][0])].annotation)
+        return f"{name} (or {name}{FILE_SUFFIX}) is not set." if secret else f"{name} is not set."
     return f"{name} is wrong: {reason[0].lower()}{reason[1:]}."
 
 
