@@ -120,7 +120,7 @@ def start(
         module: as after `python -m`.
         arguments: of the command line.
         env: variables added to this process's environment (without its OUTBOX_* ones).
-        folder: where its log is written.
+        folder: where it starts and where its log is written.
         name: of the log; the module's unless given.
         inherit: False gives it `env` alone, plus PATH.
     """
@@ -135,5 +135,5 @@ def start_command(
     environment = {**(own if inherit else {"PATH": os.environ.get("PATH", os.defpath)}), **(env or {})}
     environment.setdefault("PYTHONUNBUFFERED", "1")
     log_path = folder / f"{name}.log"
-    process = child.start(command, environment=environment, log=log_path, death_signal=signal.SIGKILL)
+    process = child.start(command, environment=environment, log=log_path, death_signal=signal.SIGKILL, working_folder=folder)
     return ChildProcess(process, name=name, log_path=log_path)

@@ -59,6 +59,7 @@ def start(
     user: int | None = None,
     group: int | None = None,
     pass_fds: Sequence[int] = (),
+    working_folder: Path = Path("/"),
 ) -> subprocess.Popen[bytes]:
     """Starts a child in its own process group with both outputs appended to `log`.
 
@@ -72,6 +73,7 @@ def start(
         user: id to run under, if not this process's; all supplementary groups are dropped with it.
         group: id of the group that belongs to `user`.
         pass_fds: descriptors the child inherits under the same numbers.
+        working_folder: where it starts; the root unless given, so that it holds no folder it does not need.
 
     Raises:
         OSError: the program cannot be executed (for that user).
@@ -84,7 +86,7 @@ def start(
             stdout=log_fd,
             stderr=log_fd,
             env=dict(environment),
-            cwd="/",
+            cwd=working_folder,
             process_group=0,
             user=user,
             group=group,
