@@ -5,9 +5,10 @@ text is refused that is not UTF-8, starts with a byte order mark, names a member
 `Infinity`, is too large or too deep, or holds a number that an IEEE double does not carry exactly:
 
 * a number written as an integer (no fraction, no exponent) beyond +-(2^53 - 1), the range of RFC 7493 section 2.2;
-* a number written with a fraction or an exponent that does not round-trip: the nearest double, written with as many significant
-  digits as the caller used (trailing zeros aside), is not the number that was written. So `0.1`, `333333333.33333331` and `1e30`
-  pass; `333333333.33333329`, `1e400`, `1e-400`, `9007199254740993.0` and `3.141592653589793238462643383279` do not;
+* a number written with a fraction or an exponent that does not round-trip: the nearest double, rounded to as many significant
+  digits as the caller used (trailing zeros aside, a tie either way), is not the number that was written. So `0.1`, `1e30` and
+  `333333333.33333331` pass; `333333333.33333329`, `1e400`, `1e-400`, `9007199254740993.0` and
+  `3.141592653589793238462643383279` do not;
 * any number of more than 1,100 characters: the longest exact double is shorter.
 
 A number with a fraction or exponent whose value is whole and within +-(2^53 - 1) comes back as an `int`, so `12.0`, `1.2e1`
@@ -21,6 +22,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable
+from decimal import ROUND_HALF_DOWN, ROUND_HALF_UP, Context
 from itertools import accumulate
 from typing import NoReturn, cast
 
@@ -148,14 +150,21 @@ def _number(text: str) -> int | float:
 
 
 def _carried(text: str, value: float) -> bool:
-    """Whether the double, written with as many significant digits as the text has, gives the text's number back.
+    """Whether the double, rounded to as many significant digits as the text has, gives the text's number back.
 
-    Comparing digits is enough: the double is the nearest one, so a difference in magnitude alone cannot be.
+    An exact tie may be rounded either way, because writers differ there: the double 2^-24 is written 5.960464477539063e-08 by the
+    shortest form and 5.960464477539062e-08 by rounding half to even. Comparing digits is enough: the double is the nearest one,
+    so a difference in magnitude alone cannot be.
     """
     digits = _significant_digits(text)
     if not digits:
         return True
-    return _significant_digits(format(value, f".{len(digits) - 1}e")) == digits
+    return any(_rounded(value, len(digits), rounding) == digits for rounding in (ROUND_HALF_UP, ROUND_HALF_DOWN))
+
+
+def _rounded(value: float, count: int, rounding: str) -> str:
+    number = Context(prec=count, rounding=rounding).create_decimal_from_float(value)
+    return "".join(map(str, number.as_tuple().digits)).rstrip("0")
 
 
 def _significant_digits(number: str) -> str:
