@@ -74,7 +74,7 @@ class PostgresBinaries:
     @property
     def major(self) -> int:
         """The major version, e.g. 18."""
-        return int(self.version.split(".")[0].split("beta")[0])
+        return int(self.version.split(".")[0])
 
     def program(self, name: str) -> Path:
         """The path of one program, e.g. `pg_dump`."""
@@ -312,6 +312,7 @@ class EmbeddedPostgres:
             folder.chmod(0o700)
         if not self.data.exists():
             self._make_data()
+        self._check_version()
         self._adopt_or_clear_lock_file()
 
     def _give(self, path: Path) -> None:
@@ -348,6 +349,15 @@ class EmbeddedPostgres:
             unfinished.rename(self.data)
         finally:
             password_file.unlink(missing_ok=True)
+
+    def _check_version(self) -> None:
+        """Refuses data of another major version, which this server would refuse with a message that says less."""
+        made_by = (self.data / "PG_VERSION").read_text().strip()
+        if made_by != str(self.binaries.major):
+            raise PostgresUnusableError(
+                f"The data in {self.data} were made by Postgres {made_by}, and this is Postgres {self.binaries.version}: "
+                "move them with pg_dump, or begin in another folder."
+            )
 
     def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts one of the programs as the server's user, with an environment free of PG* variables."""
