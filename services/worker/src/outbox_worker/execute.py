@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from outbox_domain.contract import ToolContract
 from outbox_domain.identity import Scope, marker, provider_key
@@ -20,6 +19,7 @@ from outbox_domain.reservation import Outcome
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest
 from outbox_runtime.postgres import AWAY, acquire
+from outbox_runtime.telemetry import context_of, traceparent_of
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim, renew
 from outbox_worker.settle import Came, settle
@@ -27,8 +27,6 @@ from outbox_worker.transport import Egress, Sent
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
-
-_TRACE_CONTEXT = TraceContextTextMapPropagator()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ async def execute(worker: Worker, wish: Claim) -> Claimed | NotClaimed | None:
         return verdict
     contract = await worker.contracts.of(verdict.organization_id, verdict.tool, verdict.contract_version)
     worker.metrics.queue_seconds.labels(tool=verdict.tool).observe(max(verdict.queued_seconds, 0.0))
-    parent = _TRACE_CONTEXT.extract({"traceparent": verdict.traceparent}) if verdict.traceparent else None
+    parent = context_of(verdict.traceparent)
     with worker.tracer.start_as_current_span("outbox.execute", context=parent, attributes={"outbox.tool": verdict.tool}) as span:
         span.set_attribute("outbox.reservation_id", str(verdict.reservation_id))
         span.set_attribute("outbox.attempt", verdict.number)
@@ -118,13 +116,23 @@ async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) ->
     )
     key_scope = "environment" if attempt.scope == "environment" else f"run:{attempt.lineage_name}"
     secret = keys.secrets.provider_key_secret
-    identity = {
-        "scope": scope,
-        "key_scope": key_scope,
-        "operation_key": attempt.operation_key,
-        "occurrence": attempt.occurrence,
-    }
-    key = provider_key(secret, generation=attempt.generation, **identity) if contract.request.provider_key else None
+    key = (
+        provider_key(
+            secret,
+            scope=scope,
+            key_scope=key_scope,
+            operation_key=attempt.operation_key,
+            occurrence=attempt.occurrence,
+            generation=attempt.generation,
+        )
+        if contract.request.provider_key
+        else None
+    )
+    planted = (
+        marker(secret, scope=scope, key_scope=key_scope, operation_key=attempt.operation_key, occurrence=attempt.occurrence)
+        if contract.request.marker
+        else None
+    )
     wire = build_request(
         contract,
         base_url=attempt.base_url,
@@ -133,15 +141,13 @@ async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) ->
         bound=stored.input,
         names=stored.names,
         provider_key=key,
-        marker=marker(secret, **identity) if contract.request.marker else None,
+        marker=planted,
     )
     return _Outgoing(wire=wire, provider_key=key)
 
 
 async def _send(worker: Worker, attempt: Claimed, contract: ToolContract, outgoing: _Outgoing, send_by: float) -> Sent:
     with worker.tracer.start_as_current_span("outbox.send", kind=trace.SpanKind.CLIENT) as span:
-        carrier: dict[str, str] = {}
-        _TRACE_CONTEXT.inject(carrier)
         sent = await worker.transport.send(
             outgoing.wire,
             connection=Egress(base_url=attempt.base_url, allow_private=attempt.allow_private),
@@ -150,7 +156,7 @@ async def _send(worker: Worker, attempt: Claimed, contract: ToolContract, outgoi
             pause_allowance_seconds=worker.settings.pause_allowance_seconds,
             # An idle connection that the provider closes would make a doubt that nothing can end (model, hole 21).
             fresh_connection=contract.guarantee_class == "C",
-            traceparent=carrier.get("traceparent"),
+            traceparent=traceparent_of(span),
         )
         if sent.answer is not None:
             span.set_attribute("http.response.status_code", sent.answer.status)

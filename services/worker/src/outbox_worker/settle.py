@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS_MAX = 2.0
 
+_RETRIED: tuple[type[BaseException], ...] = (*AWAY, PostgresError)
+"""Also what Postgres refuses for a while (a full disk, a deadlock): the outcome is known here and nowhere else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Came:
@@ -88,7 +91,7 @@ async def _until_written(worker: Worker, settlement: Settlement) -> Settled | Fa
         try:
             async with acquire(worker.pool) as connection:
                 [result] = await store.settle(connection, [settlement], tries_max=TRIES_MAX)
-        except (*AWAY, PostgresError) as error:
+        except _RETRIED as error:
             worker.metrics.settle_retries.inc()
             log.warning("settlement-unanswered", reservation_id=str(settlement.reservation_id), error=type(error).__name__)
             await asyncio.sleep(pause)
