@@ -31,6 +31,8 @@ _READY_SECONDS = 90.0
 _PROBE_SECONDS = 1.0
 _DRAIN_SECONDS = "8"
 _STOP_POLL_SECONDS = 0.1
+_CONNECTIONS_PER_PROCESS = 20
+_CONNECTIONS_SPARE = 100
 
 ACCOUNT_URLS: Mapping[str, str] = {"stripe": "https://api.stripe.com"}
 """Providers whose real accounts can take the sandbox provider's place, because they have test keys."""
@@ -216,7 +218,11 @@ class _Stack:
         log.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             server = EmbeddedPostgres(
-                self._folder.path / "postgres", binaries=shipped_binaries(), password=self._keys.postgres_password, log=log
+                self._folder.path / "postgres",
+                binaries=shipped_binaries(),
+                password=self._keys.postgres_password,
+                log=log,
+                settings={"max_connections": str(self._connections_max())},
             )
             server.prepare()
             server.start_and_wait()
@@ -244,6 +250,11 @@ class _Stack:
         )
         _run_unless_stopped(self._supervisor, bootstrap.make_database(server.url()))
         self._owner_url = server.url(bootstrap.DATABASE)
+
+    def _connections_max(self) -> int:
+        """Enough for the full pool of every process, its listener, and people who look."""
+        processes = self._options.workers + self._options.api_workers
+        return _CONNECTIONS_SPARE + processes * _CONNECTIONS_PER_PROCESS
 
     def _start_redis(self) -> None:
         binary = find_binary()
