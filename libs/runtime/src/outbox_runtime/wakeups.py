@@ -16,7 +16,7 @@ import contextlib
 import contextvars
 import logging
 import os
-import socket
+import platform
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -254,7 +254,7 @@ class _Names:
         self.kick = f"{prefix}:kick"
         self.settled = f"{prefix}:settled"
         # arq's default is one key for the whole queue, deleted when any worker stops.
-        self.health = f"{prefix}:doorbell-health:{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.health = f"{prefix}:doorbell-health:{platform.node()}:{os.getpid()}:{uuid4().hex[:8]}"
 
 
 def _write_message(message: dict[str, Any]) -> bytes:
