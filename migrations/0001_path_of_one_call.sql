@@ -269,6 +269,7 @@ create table attempts (
   outcome text,
   closed_at timestamptz,
   closed_by text,
+  late_outcome text,
   proven_absent boolean not null default false,
   late_write boolean not null default false,
   stored boolean not null default false,
@@ -283,8 +284,10 @@ create table attempts (
   foreign key (organization_id, actor_id) references actors,
   constraint attempt_outcome check (outcome in ('succeeded', 'rejected', 'deferred', 'unsent', 'unknown')),
   constraint attempt_closed check ((outcome is null) = (closed_at is null) and (outcome is null) = (closed_by is null)),
+  constraint attempt_late_outcome check (late_outcome in ('succeeded', 'rejected', 'deferred', 'unsent', 'unknown')),
   constraint attempt_absent check (not proven_absent or outcome = 'unknown')
 ) with (fillfactor = 70);
+comment on column attempts.late_outcome is 'What the sender reported when the attempt was closed already; evidence, never an outcome.';
 create unique index attempts_open on attempts (organization_id, reservation_id) where outcome is null;
 
 create table receipts (
@@ -297,7 +300,7 @@ create table receipts (
   connection text not null,
   tool text not null,
   contract_version integer not null,
-  external_reference text not null check (length(external_reference) between 1 and 1000),
+  external_reference text not null check (octet_length(external_reference) between 1 and 1000),
   confidence text not null check (confidence in ('confirmed', 'confirmed-by-lookup', 'confirmed-by-webhook', 'asserted')),
   evidence jsonb not null,
   provider_request_id text,
@@ -348,7 +351,7 @@ create table contradictions (
   tool text not null,
   scope text not null,
   operation_key text not null,
-  external_reference text not null,
+  external_reference text not null check (octet_length(external_reference) between 1 and 1000),
   created_at timestamptz not null default now(),
   closed_at timestamptz,
   primary key (organization_id, id),
@@ -433,7 +436,7 @@ create index ledger_entries_listed on ledger_entries (organization_id, xid, id);
 create index ledger_entries_reservation on ledger_entries (organization_id, reservation_id);
 comment on column ledger_entries.xid is 'Readers with a cursor stay below pg_snapshot_xmin, because identity values are not ordered by commit.';
 
-create function ledger_partitions_ensure(months_ahead integer) returns void language plpgsql set search_path from current as $$
+create function ledger_partitions_ensure(months_ahead integer) returns void language plpgsql set search_path from current set timezone = 'UTC' as $$
 declare
   first date := date_trunc('month', now())::date;
   step integer;
@@ -444,7 +447,7 @@ begin
       (first + make_interval(months => step))::date, (first + make_interval(months => step + 1))::date);
   end loop;
 end $$;
-comment on function ledger_partitions_ensure is 'Called by every run of the migrations: a partition per month from this one on.';
+comment on function ledger_partitions_ensure is 'Called by every run of the migrations: a partition per month of UTC from this one on, whatever zone the runner lives in.';
 
 -- What the last line of defence refuses, whoever asks.
 create function reservation_guard() returns trigger language plpgsql set search_path from current as $$
@@ -455,9 +458,11 @@ begin
   if old.state <> new.state and not exists (select from reservation_transitions where from_state = old.state and to_state = new.state) then
     raise exception 'reservation %: no transition from % to %', old.id, old.state, new.state using errcode = 'check_violation', constraint = 'reservation_transition';
   end if;
-  if (old.organization_id, old.id, old.project_id, old.environment_id, old.connection_id, old.tool, old.scope, old.operation_key, old.occurrence, old.contract_version, old.input_digest, old.review_digest)
+  if (old.organization_id, old.id, old.project_id, old.environment_id, old.connection_id, old.tool, old.scope, old.operation_key, old.occurrence, old.contract_version, old.input_digest, old.review_digest,
+      old.declared, old.amount, old.currency, old.guarantee_class, old.actor_id, old.key_id, old.run_id, old.lineage, old.created_at, old.xid)
      is distinct from
-     (new.organization_id, new.id, new.project_id, new.environment_id, new.connection_id, new.tool, new.scope, new.operation_key, new.occurrence, new.contract_version, new.input_digest, new.review_digest) then
+     (new.organization_id, new.id, new.project_id, new.environment_id, new.connection_id, new.tool, new.scope, new.operation_key, new.occurrence, new.contract_version, new.input_digest, new.review_digest,
+      new.declared, new.amount, new.currency, new.guarantee_class, new.actor_id, new.key_id, new.run_id, new.lineage, new.created_at, new.xid) then
     raise exception 'reservation %: its identity never changes', old.id using errcode = 'check_violation', constraint = 'reservation_identity';
   end if;
   return new;

@@ -20,5 +20,5 @@ grant select on organizations, projects, environments, actors, runs, tool_contra
   reservation_transitions, reservations, open_reservations, attempts, receipts, sealed_inputs, sealed_results, contradictions,
   schema_migrations to outbox_worker;
 grant insert on attempts, receipts, sealed_results, contradictions, ledger_entries to outbox_worker;
-grant update on reservations, attempts, open_reservations to outbox_worker;
+grant update on reservations, attempts, open_reservations, sealed_results to outbox_worker;
 grant delete on sealed_inputs, sealed_results, open_reservations to outbox_worker;

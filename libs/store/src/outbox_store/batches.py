@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import asyncpg
+import msgspec
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -28,7 +29,33 @@ def columns(rows: Sequence[object], names: Sequence[str]) -> list[list[object]]:
     return [[getattr(row, name) for row in rows] for name in names]
 
 
-_DEFINITE = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.InsufficientPrivilegeError)
+class Unencodable(Exception):
+    """A value has no JSON text; nothing was sent."""
+
+
+def json_text(value: object) -> str | None:
+    """The JSON text of a value, None of none.
+
+    Raises:
+        Unencodable: it has none, a lone surrogate for instance.
+    """
+    if value is None:
+        return None
+    try:
+        return msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unencodable(str(error)) from error
+
+
+# All of these say that this very statement changed nothing. A value too large for an index row is among them: a provider
+# chooses the length of what it answers, and one such answer must not hold up the settlements beside it.
+_DEFINITE = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ProgramLimitExceededError,
+    Unencodable,
+)
 
 
 async def in_halves(rows: Sequence[Row], run: Callable[[Sequence[Row]], Awaitable[list[Result]]]) -> list[Result | Failed]:

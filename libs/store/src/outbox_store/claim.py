@@ -1,8 +1,9 @@
 """T2: open an attempt, or withdraw what must not be sent any more. One set-based statement.
 
 Every decision is taken from the reservation's own columns under its own lock: a statement that waited for the lock
-sees other tables as they were before it waited. The time an attempt may be sent is the worker's to watch; the
-lease granted here bounds it (design 4).
+sees other tables as they were before it waited. So the time from which it is due is asked again by the update of the
+row that holds it, and a claim that was sent again is told of its attempt by the reservation alone. The time an attempt
+may be sent is the worker's to watch; the lease granted here bounds it (design 4).
 """
 
 from collections.abc import Sequence
@@ -138,6 +139,11 @@ with input as (
       else 'provider-unreachable'
     end as reason
   from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+), watched as (
+  update open_reservations o set due_at = now() + make_interval(secs => j.lease_seconds)
+  from judged j
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim' and o.due_at <= now()
+  returning o.organization_id, o.reservation_id as id
 ), changed as (
   update reservations r set
     state = case j.verdict when 'claim' then 'executing' else 'voided' end,
@@ -160,8 +166,8 @@ with input as (
             = (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key, j.occurrence))
       else r.generation
     end
-  from judged j
-  where (r.organization_id, r.id) = (j.organization_id, j.id) and j.verdict in ('claim', 'void')
+  from judged j left join watched w using (organization_id, id)
+  where (r.organization_id, r.id) = (j.organization_id, j.id) and (j.verdict = 'void' or w.id is not null)
   returning r.organization_id, r.id, r.attempts, r.epoch, r.generation, r.resends, r.state
 ), opened as (
   insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until)
@@ -169,10 +175,6 @@ with input as (
     now() + make_interval(secs => j.lease_seconds)
   from judged j join changed c using (organization_id, id)
   where j.verdict = 'claim'
-), watched as (
-  update open_reservations o set due_at = now() + make_interval(secs => j.lease_seconds)
-  from judged j
-  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim'
 ), closed as (
   delete from open_reservations o using judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'void'
@@ -191,11 +193,11 @@ with input as (
     end
   from judged j join changed c using (organization_id, id)
 )
-select i.place, coalesce(j.verdict, 'gone') as verdict,
+select i.place, case when j.verdict = 'claim' and c.id is null then 'not-due' else coalesce(j.verdict, 'gone') end as verdict,
   i.id as reservation_id, i.organization_id, i.attempt_id,
   coalesce(c.attempts, j.attempts) as number, coalesce(c.epoch, j.epoch) as epoch, coalesce(c.generation, j.generation) as generation,
   coalesce(c.resends, j.resends) as resends, j.tries, j.unknown_attempts,
-  coalesce(a.resend, j.state = 'in_doubt') as resend, g.name as organization, p.name as project, e.name as environment, n.name as connection,
+  coalesce(a.resend, j.state = 'in_doubt' or j.unknown_attempts > 0) as resend, g.name as organization, p.name as project, e.name as environment, n.name as connection,
   n.id as connection_id, j.tool, j.contract_version, j.scope, j.operation_key, j.occurrence, j.reference, j.amount, j.currency,
   run.name as run_name, root.name as lineage_name, j.actor_chain, j.owner, j.traceparent,
   n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency, k.sealed as sealed_credential, s.sealed as sealed_input,

@@ -30,14 +30,41 @@ class Cursor:
             OutboxError: `invalid-request`, when it is not a cursor.
         """
         xid, _, id = text.partition(".")
-        valid_id = id.isascii() and id.isdigit() and len(id) < 19
-        if not valid_id:
-            try:
-                valid_id = str(UUID(id)) == id
-            except ValueError:
-                valid_id = False
-        if not (xid.isascii() and xid.isdigit() and len(xid) < 19 and valid_id):
-            raise OutboxError(
-                "invalid-request", "cursor: expected a value that an earlier page gave as next_cursor", path="cursor"
-            )
+        if not (_is_number(xid) and (_is_number(id) or _is_uuid(id))):
+            raise _refused()
         return cls(xid=int(xid), id=id)
+
+    def number(self) -> int:
+        """The id in a list whose rows are numbered.
+
+        Raises:
+            OutboxError: `invalid-request`, when the cursor is of another list.
+        """
+        if not _is_number(self.id):
+            raise _refused()
+        return int(self.id)
+
+    def uuid(self) -> UUID:
+        """The id in a list whose rows have UUIDs.
+
+        Raises:
+            OutboxError: `invalid-request`, when the cursor is of another list.
+        """
+        if not _is_uuid(self.id):
+            raise _refused()
+        return UUID(self.id)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _refused() -> OutboxError:
+    return OutboxError("invalid-request", "cursor: expected a value that an earlier page gave as next_cursor", path="cursor")

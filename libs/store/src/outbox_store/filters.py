@@ -42,4 +42,4 @@ class Filter:
     @staticmethod
     def page(after: Cursor | None, limit: int) -> list[object]:
         """The binds of a page: where to go on, and one row more than asked for, to know whether there is a next one."""
-        return [str(after.xid) if after else None, UUID(after.id) if after and "-" in after.id else None, limit + 1]
+        return [str(after.xid) if after else None, after.uuid() if after else None, limit + 1]

@@ -103,13 +103,16 @@ async def list_(
     Returns:
         The entries, and the cursor behind the last of them (the given one when there are none): a follower keeps asking
         with it.
+
+    Raises:
+        OutboxError: `invalid-request`, the cursor is of another list.
     """
     records = await connection.fetch(
         LIST,
         organization_id,
         environment_id,
         str(after.xid) if after else None,
-        int(after.id) if after else None,
+        after.number() if after else None,
         reservation_id,
         kind,
         limit,

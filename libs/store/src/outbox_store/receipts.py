@@ -79,7 +79,11 @@ async def by_id(connection: Connection, organization_id: UUID, id: UUID) -> Rece
 async def list_(
     connection: Connection, organization_id: UUID, environment_id: UUID, filter: Filter, *, after: Cursor | None, limit: int
 ) -> tuple[list[ReceiptView], Cursor | None]:
-    """Receipts newest first, and where to go on (None: nowhere)."""
+    """Receipts newest first, and where to go on (None: nowhere).
+
+    Raises:
+        OutboxError: `invalid-request`, the cursor is of another list.
+    """
     records = await connection.fetch(LIST, organization_id, environment_id, *filter.page(after, limit), *filter.values())
     receipts = [from_record(record) for record in records[:limit]]
     more = len(records) > limit

@@ -74,7 +74,7 @@ where organization_id = $1 and environment_id = $2 and actor_id = $3 and method 
 FORGET = """
 delete from request_keys where (organization_id, environment_id, actor_id, method, path, request_key) in (
   select organization_id, environment_id, actor_id, method, path, request_key from request_keys
-  where created_at <= now() - interval '24 hours' limit $1)
+  where created_at <= now() - interval '24 hours' limit $1 for update skip locked)
 """
 ROUNDS_MAX = 5
 

@@ -237,7 +237,11 @@ async def states(connection: Connection, ids: Sequence[tuple[UUID, UUID]]) -> di
 async def list_(
     connection: Connection, organization_id: UUID, environment_id: UUID, filter: Filter, *, after: Cursor | None, limit: int
 ) -> tuple[list[ReservationView], Cursor | None]:
-    """Reservations newest first, and where to go on (None: nowhere)."""
+    """Reservations newest first, and where to go on (None: nowhere).
+
+    Raises:
+        OutboxError: `invalid-request`, the cursor is of another list.
+    """
     records = await connection.fetch(LIST, organization_id, environment_id, *filter.page(after, limit), *filter.values())
     views = [_view(record) for record in records[:limit]]
     more = len(records) > limit

@@ -12,10 +12,9 @@ from datetime import datetime
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from outbox_domain.reservation import State
-from outbox_store.batches import Failed, columns, in_halves
+from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
 
 ROUNDS_MAX = 20
@@ -195,10 +194,6 @@ Verdict = Won | Held | Contradicted | Contended
 """What came of one row."""
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else msgspec.json.encode(value).decode()
-
-
 def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
     names = [
         "organization_id",
@@ -237,7 +232,7 @@ def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
     ]
     encoded = {"declared", "actor_chain", "decision"}
     return [
-        [_text(value) for value in column] if name in encoded else column
+        [json_text(value) for value in column] if name in encoded else column
         for name, column in zip(names, columns(rows, names), strict=True)
     ]
 

@@ -3,6 +3,8 @@
 An outcome speaks of its own attempt only: while an earlier attempt is unknown, a later one that was refused or never
 sent leaves the reservation in doubt. A success with a receipt settles from whichever attempt and however late. Both
 rules, and why, are in design section 4; the decision is taken from the reservation's own columns under its own lock.
+What came too late to decide anything is noted on its attempt, so that the same settlement sent again adds nothing. One
+thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile.
 """
 
 from collections.abc import Sequence
@@ -10,10 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-import msgspec
-
 from outbox_domain.reservation import Confidence, Outcome, State
-from outbox_store.batches import Failed, columns, in_halves
+from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
 
 ROUNDS_MAX = 20
@@ -47,7 +47,8 @@ class Settlement:
         outcome: of this attempt alone.
         stored: the provider keeps this refusal under the provider key.
         stored_failure: the answer was a replayed stored failure, which proves nothing.
-        late_write: the last byte left after `send_by` and the pause allowance.
+        late_write: the last byte left after `send_by` and the pause allowance; with an unknown outcome nothing is sent again and
+            nobody is asked again by itself, also when the attempt was closed before this was known.
         settle_seconds: the contract's settle time; absences count from the end of the lease plus this.
         again_seconds: when to send again, should the reservation be free to.
         recover_seconds: when the next recovery is due, should the reservation be in doubt; None: a person must look.
@@ -88,7 +89,7 @@ class Settled:
 
     Attributes:
         verdict: `settled` (the row moved, or the attempt's own doubt was closed), `already` (this very settlement was
-            committed before), `evidence` (too late to change anything; noted), `contradiction` (proof against what was
+            committed before), `evidence` (too late to change the state; noted), `contradiction` (proof against what was
             settled; noted, and the key is blocked), `missing` (there is no such reservation any more).
         state: where the reservation stands now; None when missing.
     """
@@ -120,18 +121,17 @@ with input as (
   select l.*,
     case
       when l.current then 'settled'
-      when l.outcome = 'succeeded' and l.settled_attempt_id = l.attempt_id then 'already'
       when l.outcome = 'succeeded' and l.state in ('executing', 'in_doubt') then
         case when l.open_attempt_id is null or exists (
           select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.open_attempt_id)
         ) then 'settled' else 'again' end
-      when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'evidence'
+      when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'late'
       when l.outcome = 'succeeded' then 'contradiction'
-      when l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = l.outcome then 'already'
       when l.outcome = 'unsent' and l.state = 'in_doubt' and l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = 'unknown'
         and l.epoch = l.attempt_epoch and not l.late_write then 'settled'
-      else 'evidence'
+      else 'late'
     end as verdict,
+    l.late_write_now and l.outcome = 'unknown' and l.state in ('executing', 'in_doubt') as freezes,
     case
       when l.outcome = 'succeeded' then 'succeeded'
       when not l.current then case when l.unknown_attempts > 1 then 'in_doubt' else 'reserved' end
@@ -156,13 +156,18 @@ with input as (
     last_attempt_outcome = case when r.last_attempt_id = j.attempt_id then j.outcome else coalesce(r.last_attempt_outcome, 'unknown') end,
     tries = r.tries + (j.next_state = 'reserved')::int,
     possible_send_at = case j.next_state when 'reserved' then null else r.possible_send_at end,
-    doubt_since = case j.next_state when 'in_doubt' then coalesce(r.doubt_since, now()) else r.doubt_since end,
-    doubt_cause = case j.next_state when 'in_doubt' then case when j.outcome = 'unknown' then j.reason else coalesce(r.doubt_cause, j.reason) end else r.doubt_cause end,
-    absence_counts_at = case
-      when j.next_state = 'in_doubt' then greatest(
+    doubt_since = case j.next_state when 'in_doubt' then coalesce(r.doubt_since, now()) when 'reserved' then null else r.doubt_since end,
+    doubt_cause = case j.next_state
+      when 'in_doubt' then case when j.outcome = 'unknown' then j.reason else coalesce(r.doubt_cause, j.reason) end
+      when 'reserved' then null
+      else r.doubt_cause
+    end,
+    absence_counts_at = case j.next_state
+      when 'in_doubt' then greatest(
         r.absence_counts_at,
         (select greatest(a.lease_until, now()) from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id))
           + make_interval(secs => j.settle_seconds))
+      when 'reserved' then null
       else r.absence_counts_at
     end,
     late_write = r.late_write or (j.late_write_now and j.outcome = 'unknown'),
@@ -191,7 +196,23 @@ with input as (
     provider_request_id = case when a.id = j.attempt_id then j.provider_request_id end,
     provider_seconds = case when a.id = j.attempt_id then j.provider_seconds end
   from judged j
-  where j.verdict = 'settled' and a.organization_id = j.organization_id and a.id in (j.attempt_id, j.open_attempt_id)
+  where j.verdict = 'settled' and (a.organization_id, a.reservation_id) = (j.organization_id, j.id) and a.id in (j.attempt_id, j.open_attempt_id)
+), noted as (
+  update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown')
+  from judged j
+  where j.verdict = 'late' and (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
+    and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and a.late_outcome is distinct from j.outcome
+      or j.freezes and not a.late_write)
+  returning a.organization_id, a.reservation_id as id
+), frozen as (
+  update reservations r set late_write = true, changed_at = now()
+  from judged j
+  where (r.organization_id, r.id) = (j.organization_id, j.id) and j.verdict = 'late' and j.freezes
+), received as (
+  select j.organization_id, j.id, case when j.verdict <> 'late' then j.verdict when n.id is null and a.id is not null then 'already' else 'evidence' end as verdict
+  from judged j
+  left join noted n using (organization_id, id)
+  left join attempts a on (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
 ), receipted as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
@@ -216,13 +237,17 @@ with input as (
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'settled' and j.next_state in ('succeeded', 'failed')
 ), watched as (
   update open_reservations o set due_at = case
-    when j.next_state = 'in_doubt' then case when j.late_write_now or j.late_write or j.recover_seconds is null
+    when j.next_state = 'in_doubt' then case when j.late_write or j.late_write_now and j.outcome = 'unknown' or j.recover_seconds is null
       then 'infinity'::timestamptz else now() + make_interval(secs => j.recover_seconds) end
     when j.tries + 1 >= $26 then now()
     else least(now() + make_interval(secs => j.again_seconds), j.not_after)
   end
   from judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'settled' and j.next_state in ('in_doubt', 'reserved')
+), left_to_a_person as (
+  update open_reservations o set due_at = 'infinity'
+  from judged j
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'late' and j.freezes and j.state = 'in_doubt'
 ), contradicted as (
   insert into contradictions (organization_id, id, reservation_id, attempt_id, project_id, environment_id, connection_id, tool, scope,
     operation_key, external_reference)
@@ -230,25 +255,30 @@ with input as (
     j.operation_key, j.receipt_reference
   from judged j where j.verdict = 'contradiction'
   on conflict do nothing
+  returning organization_id, reservation_id as id
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
     run, tool, operation_key, input_digest, declared, trace_id, detail)
   select j.organization_id, j.environment_id,
-    case j.verdict when 'settled' then case when j.next_state in ('succeeded', 'failed') then 'settled' else replace(j.next_state, '_', '-') end else j.verdict end,
+    case v.verdict when 'settled' then case when j.next_state in ('succeeded', 'failed') then 'settled' else replace(j.next_state, '_', '-') end else v.verdict end,
     j.id, j.attempt_id, j.state, case j.verdict when 'settled' then j.next_state else j.state end, j.outcome, j.actor_chain,
     (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)), j.tool, j.operation_key, j.input_digest, j.declared, j.trace_id,
     jsonb_strip_nulls(jsonb_build_object('reason', j.reason, 'provider_status', j.status_now, 'provider_code', j.code_now,
       'provider_request_id', j.provider_request_id, 'external_reference', j.receipt_reference,
       'receipt_id', case when j.verdict = 'settled' then j.receipt_id end,
       'confidence', j.confidence, 'stored', nullif(j.stored_now, false), 'late_write', nullif(j.late_write_now, false)))
-  from judged j where j.verdict in ('settled', 'evidence', 'contradiction')
+  from judged j join received v using (organization_id, id)
+  where v.verdict in ('settled', 'evidence') or exists (select from contradicted c where (c.organization_id, c.id) = (j.organization_id, j.id))
   union all
   select j.organization_id, j.environment_id, 'variance', j.id, j.attempt_id, j.state, j.next_state, j.outcome, j.actor_chain,
     (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)), j.tool, j.operation_key, j.input_digest, null, j.trace_id, j.variance::jsonb
   from judged j where j.verdict = 'settled' and j.variance is not null
 )
-select i.place, coalesce(j.verdict, 'missing') as verdict, coalesce(c.state, j.state) as state
-from input i left join judged j on j.place = i.place left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
+select i.place, coalesce(v.verdict, 'missing') as verdict, coalesce(c.state, j.state) as state
+from input i
+left join judged j on j.place = i.place
+left join received v on (v.organization_id, v.id) = (j.organization_id, j.id)
+left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
 order by i.place
 """
 
@@ -276,14 +306,14 @@ def _arguments(rows: Sequence[Settlement]) -> list[list[object]]:
             "provider_key",
         ],
     )
-    variances: list[object] = [None if row.variance is None else msgspec.json.encode(row.variance).decode() for row in rows]
+    variances: list[object] = [json_text(row.variance) for row in rows]
     drafts = [row.receipt for row in rows]
     tail: list[list[object]] = [
         [draft and draft.id for draft in drafts],
         [draft and draft.provider for draft in drafts],
         [draft and draft.external_reference for draft in drafts],
         [draft and draft.confidence for draft in drafts],
-        [draft and msgspec.json.encode(draft.evidence).decode() for draft in drafts],
+        [draft and json_text(draft.evidence) for draft in drafts],
         [draft and draft.provider_request_id for draft in drafts],
         [draft and draft.sealed_result for draft in drafts],
     ]

@@ -45,10 +45,10 @@ limit $2
 
 LAPSE = """
 with input as (
-  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[])
-    with ordinality as i (organization_id, id, attempt_id, settle_seconds, recover_seconds, place)
+  select distinct on (organization_id, id) * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[])
+    as i (organization_id, id, attempt_id, settle_seconds, recover_seconds)
 ), locked as materialized (
-  select r.*, i.attempt_id, i.settle_seconds, i.recover_seconds, i.place, a.lease_until
+  select r.*, i.attempt_id, i.settle_seconds, i.recover_seconds, a.lease_until
   from input i
   join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attempt_id)
@@ -80,16 +80,17 @@ with input as (
 select organization_id, id from lapsed
 """
 
+# The reservation is locked first: an attempt that is opened at the same time must keep its own time in the watch row.
 GIVE_UP = """
-update open_reservations o set due_at = 'infinity'
-from unnest($1::uuid[], $2::uuid[]) as i (organization_id, id), reservations r
-where (o.organization_id, o.reservation_id) = (i.organization_id, i.id) and (r.organization_id, r.id) = (i.organization_id, i.id)
-  and r.state = 'in_doubt'
+with doubt as materialized (
+  select r.organization_id, r.id from reservations r where (r.organization_id, r.id) = ($1, $2) and r.state = 'in_doubt' for update
+)
+update open_reservations o set due_at = 'infinity' from doubt d where (o.organization_id, o.reservation_id) = (d.organization_id, d.id)
 """
 
 ERASE = """
 delete from sealed_results where (organization_id, reservation_id, kind) in (
-  select organization_id, reservation_id, kind from sealed_results where expires_at <= now() limit $1)
+  select organization_id, reservation_id, kind from sealed_results where expires_at <= now() limit $1 for update skip locked)
 """
 
 
@@ -133,7 +134,7 @@ async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
 
 async def leave_to_a_person(connection: Connection, organization_id: UUID, reservation_id: UUID) -> None:
     """Automatic recovery of a doubt has nothing left to try: the sweep does not look at it again."""
-    await connection.execute(GIVE_UP, [organization_id], [reservation_id])
+    await connection.execute(GIVE_UP, organization_id, reservation_id)
 
 
 async def erase_expired(connection: Connection, *, limit: int) -> int:

@@ -53,7 +53,7 @@ COUNT_REFUSAL = """
 update tool_calls set repeats = repeats + 1
 where (organization_id, id) = (
   select organization_id, id from tool_calls
-  where organization_id = $1 and refusal_digest = $2 and at > now() - interval '1 minute' order by at desc limit 1)
+  where organization_id = $1 and refusal_digest = $2 and at > $3::timestamptz - interval '1 minute' order by at desc limit 1)
 returning id
 """
 _NAMES = [
@@ -97,7 +97,7 @@ async def record_refusal(connection: Connection, call: NewToolCall, refusal_dige
         Whether a ledger entry was appended.
     """
     await connection.execute(LOCK_REFUSAL, refusal_digest)
-    if await connection.fetchval(COUNT_REFUSAL, call.organization_id, refusal_digest) is not None:
+    if await connection.fetchval(COUNT_REFUSAL, call.organization_id, refusal_digest, call.at) is not None:
         return False
     await insert(connection, [call], refusal_digest)
     await ledger_entries.append(connection, entry)
