@@ -7,6 +7,7 @@ for `occurrence` above 1, a review for a repeat of a digest-keyed tool after its
 from dataclasses import dataclass
 from enum import StrEnum
 
+from outbox_domain import messages
 from outbox_domain.errors import OutboxError
 
 ALLOWING_ENVIRONMENTS = frozenset({"sandbox", "development"})
@@ -128,14 +129,13 @@ def refusal(decided: Decided, *, tool: str, connection: str) -> OutboxError:
         return OutboxError(
             "policy-denied",
             f"{decided.message} Apply a policy that allows it; `manifest` is the smallest one.",
-            message=f"NOT DONE. Not allowed: {decided.message} Do not try another way to the same effect.",
+            message=messages.policy_denied(decided.message),
             decision=decided.document(),
             manifest=allowing_manifest(tool=tool, connection=connection),
         )
     return OutboxError(
         "review-required",
         f"{decided.message} Reviews are not available, so it is refused.",
-        message=f"NOT DONE. A person would have to approve it: {decided.message} "
-        "Tell the user so. Do not repeat it, split it or reach it by another tool.",
+        message=messages.review_required(),
         decision=decided.document(),
     )

@@ -1,0 +1,1 @@
+"""One module per noun of the HTTP API; each says which requests it answers and how."""
