@@ -28,10 +28,11 @@ GONE_SECONDS = 20.0
 class Up:
     """One running `outbox up`."""
 
-    def __init__(self, process: ChildProcess, ready_file: Path) -> None:
+    def __init__(self, process: ChildProcess, ready_file: Path, data_dir: Path) -> None:
         """Wraps a process that was just started."""
         self.process = process
         self.ready_file = ready_file
+        self.data_dir = data_dir
 
     def ready(self) -> dict[str, Any]:
         """The ready file, waited for."""
@@ -48,23 +49,37 @@ class Up:
 Start = Callable[..., Up]
 
 
-@pytest.fixture
-def start_up(tmp_path: Path) -> Iterator[Start]:
-    """Starts `outbox up` in a folder of this test's own; whatever is left of it is ended after the test."""
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[Start]:
+    """Gives a function that starts `outbox up` in a folder; whatever is left of it is ended afterwards."""
     with contextlib.ExitStack() as stack:
         number = 0
 
         def start(*options: str, data_dir: Path | None = None, env: dict[str, str] | None = None) -> Up:
             nonlocal number
             number += 1
-            ready_file = tmp_path / f"ready-{number}.json"
-            command = [str(Path(sys.executable).with_name("outbox")), "up", "--data-dir", str(data_dir or tmp_path / "data")]
+            ready_file = folder / f"ready-{number}.json"
+            command = [str(Path(sys.executable).with_name("outbox")), "up", "--data-dir", str(data_dir or folder / "data")]
             command += ["--ready-file", str(ready_file), *options]
-            started = start_command(command, env=env, folder=tmp_path, name=f"up-{number}")
+            started = start_command(command, env=env, folder=folder, name=f"up-{number}")
             stack.callback(_end, started)
-            return Up(started, ready_file)
+            return Up(started, ready_file, data_dir or folder / "data")
 
         yield start
+
+
+@pytest.fixture
+def start_up(tmp_path: Path) -> Iterator[Start]:
+    """Starts `outbox up` in a folder of this test's own."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One `outbox up` with two API processes and two workers, for the tests that leave it running."""
+    with starting(tmp_path_factory.mktemp("shared")) as start:
+        yield start("--api-workers", "2", "--workers", "2")
 
 
 def _end(process: ChildProcess) -> None:
@@ -95,11 +110,10 @@ def get(url: str, path: str = "") -> int:
         connection.close()
 
 
-def test_ready_file_tells_the_truth(start_up: Start) -> None:
+def test_ready_file_tells_the_truth(shared: Up) -> None:
     """The ready file has mode 0600 and the promised members; every address answers and every process id is alive."""
-    up = start_up("--api-workers", "2", "--workers", "2")
-    ready = up.ready()
-    assert stat.S_IMODE(up.ready_file.stat().st_mode) == 0o600
+    ready = shared.ready()
+    assert stat.S_IMODE(shared.ready_file.stat().st_mode) == 0o600
     assert set(ready) == {
         "url",
         "admin_key",
@@ -122,9 +136,9 @@ def test_ready_file_tells_the_truth(start_up: Start) -> None:
     assert get(ready["sandbox_url"], "/_control/effects") == 200
 
 
-async def test_database_is_filled(start_up: Start) -> None:
+async def test_database_is_filled(shared: Up) -> None:
     """Organization demo, project default, environment sandbox, the shipped contracts, and connections in EUR to the sandbox."""
-    ready = start_up().ready()
+    ready = shared.ready()
     connection = await asyncpg.connect(ready["postgres_url"])
     assert await connection.fetchval("select rolsuper from pg_roles where rolname = current_user")
     assert await connection.fetchval("select name from organizations") == "demo"
@@ -199,20 +213,19 @@ def test_sigkill_of_watchdog_and_itself(start_up: Start) -> None:
 
 
 @pytest.mark.parametrize("kind", ["worker", "api", "sandbox", "redis", "postgres"])
-def test_killed_child_is_started_again(start_up: Start, kind: str) -> None:
+def test_killed_child_is_started_again(shared: Up, kind: str) -> None:
     """A child that is killed is started again, and the ready file is rewritten with the process that took its place."""
-    up = start_up()
-    before = up.ready()
+    before = shared.ready()
     old = before["pids"][kind]
     if old is None:
         pytest.skip(f"there is no {kind} here")
     os.kill(old[0] if isinstance(old, list) else old, signal.SIGKILL)
 
     def replaced() -> dict[str, Any] | None:
-        found: dict[str, Any] = json.loads(up.ready_file.read_text())
+        found: dict[str, Any] = json.loads(shared.ready_file.read_text())
         return found if found["pids"][kind] != old else None
 
-    after = up.process.wait_for(replaced, deadline_seconds=READY_SECONDS) or {}
+    after = shared.process.wait_for(replaced, deadline_seconds=READY_SECONDS) or {}
     assert all(child.is_alive(pid) for pid in pids_of(after))
     assert {key: after[key] for key in after if key not in ("pids", "metrics_urls")} == {
         key: before[key] for key in before if key not in ("pids", "metrics_urls")
@@ -247,20 +260,19 @@ def test_runs_without_redis(start_up: Start) -> None:
     assert get(ready["url"], "/healthz") == 200
 
 
-def test_second_run_on_one_folder_is_refused(start_up: Start) -> None:
+def test_second_run_on_one_folder_is_refused(shared: Up, start_up: Start) -> None:
     """A second `outbox up` on the same folder ends with one sentence; the first goes on."""
-    up = start_up()
-    ready = up.ready()
-    second = start_up()
+    ready = shared.ready()
+    second = start_up(data_dir=shared.data_dir)
     assert second.process.wait() == 1
-    assert f"Another `outbox up` (process {up.process.pid}) uses" in second.process.log()
+    assert f"Another `outbox up` (process {shared.process.pid}) uses" in second.process.log()
     assert get(ready["url"], "/healthz") == 200
 
 
-def test_taken_port_is_refused(start_up: Start, tmp_path: Path) -> None:
+def test_taken_port_is_refused(shared: Up, start_up: Start) -> None:
     """`--port` of a port that somebody listens on ends with one sentence."""
-    port = urlsplit(start_up().ready()["url"]).port
-    second = start_up("--port", str(port), data_dir=tmp_path / "other")
+    port = urlsplit(shared.ready()["url"]).port
+    second = start_up("--port", str(port))
     assert second.process.wait() == 1
     assert f"Port {port} of 127.0.0.1 cannot be used" in second.process.log()
 
