@@ -51,7 +51,7 @@ def _past(server: Server, run: str | None, reservation: str | None) -> tuple[str
     cursor: str | None = None
     entries: list[dict[str, Any]] = []
     while True:
-        page = server.get("/v1/ledger-entries", cursor=cursor, reservation_id=reservation, limit=500)
+        page = server.get("/v1/ledger-entries", cursor=cursor, reservation_id=reservation, limit=200)
         entries.extend(_of_run(page["items"], run))
         if not page["items"]:
             return cursor, entries
