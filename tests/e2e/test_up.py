@@ -110,6 +110,27 @@ def get(url: str, path: str = "") -> int:
         connection.close()
 
 
+def refund(ready: dict[str, Any], payment: str) -> dict[str, Any]:
+    """The final answer to one refund, asked for again with the same call while it is not final: that is always safe."""
+    parts = urlsplit(ready["url"])
+    body = json.dumps({"tool": "stripe.refund.create", "input": {"payment_intent": payment, "amount": 100}})
+    headers = {"Authorization": f"Bearer {ready['agent_key']}", "Content-Type": "application/json"}
+
+    def answer() -> dict[str, Any] | None:
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=70)
+        try:
+            connection.request("POST", "/v1/tool-calls", body, headers)
+            found = connection.getresponse()
+            text = found.read()
+            return json.loads(text) if found.status == 200 else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    return wait_until(answer, deadline_seconds=READY_SECONDS, what=f"the refund of {payment}") or {}
+
+
 def test_ready_file_tells_the_truth(shared: Up) -> None:
     """The ready file has mode 0600 and the promised members; every address answers and every process id is alive."""
     ready = shared.ready()
@@ -214,7 +235,7 @@ def test_sigkill_of_watchdog_and_itself(start_up: Start) -> None:
 
 @pytest.mark.parametrize("kind", ["worker", "api", "sandbox", "redis", "postgres"])
 def test_killed_child_is_started_again(shared: Up, kind: str) -> None:
-    """A child that is killed is started again, and the ready file is rewritten with the process that took its place."""
+    """A child that is killed is started again, the ready file names its successor, and a refund is made once all the same."""
     before = shared.ready()
     old = before["pids"][kind]
     if old is None:
@@ -230,8 +251,10 @@ def test_killed_child_is_started_again(shared: Up, kind: str) -> None:
     assert {key: after[key] for key in after if key not in ("pids", "metrics_urls")} == {
         key: before[key] for key in before if key not in ("pids", "metrics_urls")
     }
-    assert get(after["url"], "/healthz") == 200
     assert all(get(url) == 200 for url in after["metrics_urls"])
+    first, second = refund(after, f"pi_{kind}"), refund(after, f"pi_{kind}")
+    assert first["receipt"] == second["receipt"]
+    assert second["replayed"]
 
 
 async def test_data_and_keys_survive_a_restart(start_up: Start, tmp_path: Path) -> None:
