@@ -361,3 +361,53 @@ async def test_an_open_transaction_is_refused(transport: Transport) -> None:
             await send(transport, "http://127.0.0.1:1")
     finally:
         postgres.in_transaction.reset(mark)
+
+
+async def test_an_answer_left_over_from_another_request_is_never_taken(transport: Transport) -> None:
+    """A provider that says two answers to one request: the second is no answer to the next one, which is unknown."""
+
+    async def talkative(peer: Peer) -> None:
+        await peer.head()
+        one = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+        await peer.answer(one + b"first" + one + b"stale")
+        await peer.ending()
+
+    async with provider(talkative) as url:
+        first = await send(transport, url)
+        assert first.answer is not None
+        second = await send(transport, url)
+    assert (second.answer, second.fault, second.reason) == (None, "unknown", "answer of another request")
+
+
+async def test_what_the_kernel_holds_does_not_arrive_after_send_by(transport: Transport) -> None:
+    """A body that fits the kernel's buffer and is not taken: a provider that reads long after `send_by` gets a reset, no body."""
+    taken, read = 0, asyncio.Event()
+
+    async def late(peer: socket.socket) -> None:
+        nonlocal taken
+        await asyncio.sleep(2.0)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while part := await loop.sock_recv(peer, 65536):
+                taken += len(part)
+        read.set()
+
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        sending = asyncio.create_task(
+            send(transport, url, body=b"z" * 100_000, send_by=time.monotonic() + 0.5, deadline_seconds=4.0)
+        )
+        peer, _ = await asyncio.get_running_loop().sock_accept(listening)
+        with peer:
+            peer.setblocking(False)
+            reading = asyncio.create_task(late(peer))
+            sent = await sending
+            async with asyncio.timeout(10):
+                await read.wait()
+            await reading
+    assert (sent.answer, sent.fault, sent.late_write) == (None, "unknown", False)
+    assert taken < 50_000

@@ -13,8 +13,10 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +30,7 @@ ANSWER_BYTES_MAX = 1 << 20
 KEEP_ALIVE_SECONDS = 15.0
 CONNECTIONS_MAX = 256
 POOLS_MAX = 256
+LOOK_UPS_MAX = 16
 
 USER_AGENT = "agent-outbox"
 
@@ -75,6 +78,10 @@ class AddressRefused(Exception):
     """The host has no address that the connection may talk to."""
 
 
+class AnswerOfAnother(Exception):
+    """An answer was there before anything was read for this request: it answers something else."""
+
+
 class AnswerTooLarge(Exception):
     """The answer is larger than is read."""
 
@@ -99,9 +106,11 @@ class _Watched(httpcore2.AsyncNetworkStream):
     def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
         self._inner = inner
         self.exchanging = False
+        self.heard = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Reads as the connection below does."""
+        self.heard = True
         return await self._inner.read(max_bytes, timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -111,10 +120,15 @@ class _Watched(httpcore2.AsyncNetworkStream):
         sending = _sending.get()
         sending.stream = self
         raw = self._inner.get_extra_info("socket")
-        if sending.first_write_at is None and raw is not None:
-            # The kernel gives up no later than we do, so that it delivers nothing after we have (design 4).
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(sending.deadline_seconds * 1000)))
         now = time.monotonic()
+        if sending.first_write_at is None:
+            self.heard = False
+            if raw is not None:
+                # What the kernel still holds at `send_by`, because the provider does not take it, must not arrive later, not
+                # even when this process is gone: the kernel resets the connection itself (design 4). It costs an answer that
+                # is awaited nothing, for then no byte of ours is unacknowledged.
+                left = min(sending.send_by - now, sending.deadline_seconds)
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(left * 1000)))
         if now >= sending.send_by:
             raise TooLate
         self.exchanging = True
@@ -129,7 +143,8 @@ class _Watched(httpcore2.AsyncNetworkStream):
         if self.exchanging:
             raw = self._inner.get_extra_info("socket")
             if raw is not None:
-                with contextlib.suppress(OSError):
+                # uvloop's sockets say ValueError once the connection is lost.
+                with contextlib.suppress(OSError, ValueError):
                     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         await self._inner.aclose()
 
@@ -147,8 +162,9 @@ class _Watched(httpcore2.AsyncNetworkStream):
 class _Backend(httpcore2.AsyncNetworkBackend):
     """Opens connections to addresses that it has looked at itself, so that no later look-up can lead elsewhere."""
 
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(self, allow_private: bool, look_up: ThreadPoolExecutor) -> None:
         self._allow_private = allow_private
+        self._look_up = look_up
         self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -161,7 +177,8 @@ class _Backend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         """Connects to the first address of the host that answers, if the connection may talk to it."""
         async with asyncio.timeout(timeout):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._look_up, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
             addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
             allowed = [address for address in addresses if may_talk_to(address, allow_private=self._allow_private)]
             if not allowed:
@@ -216,12 +233,15 @@ class Transport:
         self._answer_bytes_max = answer_bytes_max
         self._connections_max = connections_max
         self._pools: dict[tuple[str, bool], httpcore2.AsyncConnectionPool] = {}
+        # Of our own, so that names which are slow to look up hold up nothing else of the process.
+        self._look_up = ThreadPoolExecutor(LOOK_UPS_MAX, thread_name_prefix="look-up")
 
     async def aclose(self) -> None:
         """Closes every connection."""
         pools, self._pools = list(self._pools.values()), {}
         for pool in pools:
             await pool.aclose()
+        self._look_up.shutdown(wait=False, cancel_futures=True)
 
     async def send(
         self,
@@ -259,9 +279,9 @@ class Transport:
                 unknown.
         """
         outside_transaction_only("a request to a provider")
+        pool = await self._pool(connection, fresh=fresh_connection)
         sending = _Sending(send_by=send_by, deadline_seconds=deadline_seconds)
         mark = _sending.set(sending)
-        pool = self._pool(connection, fresh=fresh_connection)
         try:
             request = self._request(wire, connection, deadline_seconds, traceparent, connect_seconds, pool_seconds)
             async with asyncio.timeout(deadline_seconds):
@@ -283,6 +303,9 @@ class Transport:
     async def _exchange(self, pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, sending: _Sending) -> WireAnswer:
         response = await pool.handle_async_request(request)
         try:
+            if sending.stream is None or not sending.stream.heard:
+                # A kept connection on which the provider once said more than one answer.
+                raise AnswerOfAnother
             parts: list[bytes] = []
             size = 0
             async for part in response.aiter_stream():
@@ -329,20 +352,26 @@ class Transport:
             },
         )
 
-    def _pool(self, connection: Egress, *, fresh: bool) -> httpcore2.AsyncConnectionPool:
+    async def _pool(self, connection: Egress, *, fresh: bool) -> httpcore2.AsyncConnectionPool:
         if fresh:
             return self._new_pool(connection.allow_private, connections_max=1, keep_alive_max=0)
         origin = urlsplit(connection.base_url)
         key = (f"{origin.scheme}://{origin.netloc}", connection.allow_private)
-        pool = self._pools.get(key)
-        if pool is None:
+        if key not in self._pools:
             if len(self._pools) >= POOLS_MAX:
-                # The oldest origin starts anew; its connections close when their answers have come.
-                self._pools.pop(next(iter(self._pools)))
-            pool = self._pools[key] = self._new_pool(
+                await self._close_an_idle_pool()
+            self._pools[key] = self._new_pool(
                 connection.allow_private, connections_max=self._connections_max, keep_alive_max=self._connections_max
             )
-        return pool
+        return self._pools[key]
+
+    async def _close_an_idle_pool(self) -> None:
+        """Make room for another origin; while every pool is at work there is one more for a time."""
+        for key, pool in self._pools.items():
+            if all(connection.is_idle() for connection in pool.connections):
+                del self._pools[key]
+                await pool.aclose()
+                return
 
     def _new_pool(self, allow_private: bool, *, connections_max: int, keep_alive_max: int) -> httpcore2.AsyncConnectionPool:
         return httpcore2.AsyncConnectionPool(
@@ -353,7 +382,7 @@ class Transport:
             http1=True,
             http2=False,
             retries=0,
-            network_backend=_Backend(allow_private),
+            network_backend=_Backend(allow_private, self._look_up),
         )
 
     @staticmethod
@@ -376,6 +405,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (TooLate, "not sent in time"),
     (AddressRefused, "address refused"),
     (AnswerTooLarge, "answer too large"),
+    (AnswerOfAnother, "answer of another request"),
     (socket.gaierror, "host not found"),
     (httpcore2.ConnectTimeout, "connection timed out"),
     (httpcore2.ConnectError, "connection refused"),
