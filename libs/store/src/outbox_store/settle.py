@@ -216,7 +216,9 @@ with input as (
 ), receipted as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
-  select j.organization_id, j.receipt_id, j.id, j.attempt_id, j.environment_id, j.provider, n.name, j.tool, j.contract_version,
+  select j.organization_id, j.receipt_id, j.id,
+    (select a.id from attempts a where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)),
+    j.environment_id, j.provider, n.name, j.tool, j.contract_version,
     j.receipt_reference, j.confidence,
     (select jsonb_agg(e || jsonb_build_object('at', now())) from jsonb_array_elements(j.evidence::jsonb) e), j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency
   from judged j join connections n on (n.organization_id, n.id) = (j.organization_id, j.connection_id)
