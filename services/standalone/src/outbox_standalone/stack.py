@@ -240,7 +240,7 @@ class _Stack:
         self._supervisor.adopt(
             Child(
                 name="postgres",
-                stage=watchdog.STORES,
+                stage=watchdog.USED,
                 log=log,
                 start=restart,
                 is_ready=server.is_ready,
@@ -275,7 +275,7 @@ class _Stack:
             return server.process
 
         self._supervisor.adopt(
-            Child(name="redis", stage=watchdog.STORES, log=log, start=restart, is_ready=server.is_ready, process=server.process)
+            Child(name="redis", stage=watchdog.USED, log=log, start=restart, is_ready=server.is_ready, process=server.process)
         )
 
     def _prepare_database(self) -> bool:
@@ -313,7 +313,7 @@ class _Stack:
         )
         made = Child(
             name="sandbox",
-            stage=watchdog.SERVICES,
+            stage=watchdog.USED,
             log=log,
             start=lambda: _start_module("outbox_sandbox", *arguments, environment=_clean_environment(), log=log),
             is_ready=lambda: made.process is not None and _announced_by(announced, made.process.pid),

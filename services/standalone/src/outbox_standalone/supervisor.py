@@ -37,7 +37,7 @@ class Child:
 
     Attributes:
         name: as in the names of logs, e.g. `worker-2`.
-        stage: `watchdog.SERVICES` or `watchdog.STORES`; the services end first.
+        stage: `watchdog.SERVICES` or `watchdog.USED`; the services end first.
         log: where its output goes.
         start: starts it and returns the process.
         is_ready: whether the running process answers.
@@ -255,10 +255,10 @@ class Supervisor:
 
     def _end_all(self) -> None:
         services = [one for one in self.children if one.stage == watchdog.SERVICES]
-        stores = [one for one in reversed(self.children) if one.stage == watchdog.STORES]
+        used = [one for one in reversed(self.children) if one.stage == watchdog.USED]
         # All services are asked at once: waiting callers are answered by workers that still finish.
         self._end(services, grace_seconds=_SERVICES_GRACE_SECONDS)
-        for one in stores:
+        for one in used:
             self._end([one], grace_seconds=_SERVICES_GRACE_SECONDS)
         self._tell_watchdog(".")
         if self._watchdog is not None:

@@ -2,12 +2,13 @@
 
 It reads lines from standard input, the read end of a pipe whose only writer is `outbox up`:
 
-* `+ PID STAGE`: a child, leader of its process group, was started; stage 0 are the services, stage 1 the stores they use;
+* `+ PID STAGE`: a child, leader of its process group, was started; stage 0 are the services, stage 1 what they
+  use: the stores and the sandbox provider;
 * `- PID`: it has ended and was collected;
 * `.`: everything was stopped in order, there is nothing left to do.
 
-The end of the pipe without `.` means that the writer is gone. Then the services are asked to end (SIGTERM), afterwards the
-stores (SIGINT, which Postgres calls a fast stop); who does not end in time is ended by force, with its whole group.
+The end of the pipe without `.` means that the writer is gone. Then the services are asked to end (SIGTERM), afterwards what
+they use (SIGINT, which Postgres calls a fast stop); who does not end in time is ended by force, with its whole group.
 """
 
 import contextlib
@@ -19,10 +20,10 @@ from typing import TextIO
 
 from outbox_standalone import child
 
-SERVICES, STORES = 0, 1
-_GRACE_SECONDS = {SERVICES: 3.0, STORES: 8.0}
+SERVICES, USED = 0, 1
+_GRACE_SECONDS = {SERVICES: 3.0, USED: 8.0}
 _IMMEDIATE_STOP_SECONDS = 2.0
-_STOP_SIGNAL = {SERVICES: signal.SIGTERM, STORES: signal.SIGINT}
+_STOP_SIGNAL = {SERVICES: signal.SIGTERM, USED: signal.SIGINT}
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ def watch(lines: TextIO) -> dict[int, _Watched] | None:
 
 def end_all(watched: dict[int, _Watched]) -> None:
     """Ends the children stage by stage."""
-    for stage in (SERVICES, STORES):
+    for stage in (SERVICES, USED):
         members = [entry for entry in watched.values() if entry.stage == stage]
         below = {process_id for entry in members for process_id in child.descendants(entry.process_id)}
         for entry in members:
@@ -78,7 +79,7 @@ def end_all(watched: dict[int, _Watched]) -> None:
             entry.send(signal.SIGCONT)
         everyone = {entry.process_id for entry in members} | below
         _wait_until_gone(everyone, _GRACE_SECONDS[stage])
-        if stage == STORES:
+        if stage == USED:
             for entry in members:
                 # Postgres: an immediate stop, which ends its children too; they lead groups of their own.
                 entry.send(signal.SIGQUIT)
