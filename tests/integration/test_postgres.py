@@ -5,11 +5,20 @@ import time
 
 import asyncpg
 import pytest
+import uvloop
 from tests.support.postgres import Database, StoppablePostgres
 
 from outbox_runtime import postgres
 from outbox_runtime.postgres import AWAY, TransactionOpen, acquire, open_pool, outside_transaction_only, transaction
 from outbox_runtime.settings import PostgresSettings, read
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """The event loop that the services run on; it treats broken connections differently from asyncio's own."""
+    return uvloop.EventLoopPolicy()
 
 
 def settings(url: str, **more: str) -> PostgresSettings:

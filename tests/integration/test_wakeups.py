@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 import structlog
+import uvloop
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from redis.asyncio import Redis
 from tests.support.postgres import Database, PostgresServer, StoppablePostgres
@@ -34,6 +35,15 @@ from outbox_runtime.wakeups import Doorbell, PostgresWakeups, RedisWakeups
 
 DEADLINE_SECONDS = 20.0
 NOWHERE = {"OUTBOX_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """The event loop that the services run on; it treats broken connections differently from asyncio's own."""
+    return uvloop.EventLoopPolicy()
 
 
 async def eventually(condition: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
@@ -524,6 +534,17 @@ async def opened(url: str, **more: str) -> AsyncIterator[tuple[PostgresSettings,
 
 
 NO_REDIS = read(RedisSettings, {})
+
+
+async def test_the_settings_choose_the_way(empty_database: Database) -> None:
+    """A Redis in the settings carries the hints, up or not; without one NOTIFY does."""
+    nowhere = redis_settings("redis://127.0.0.1:1/0")
+    async with opened(empty_database.superuser_url) as (settings, pool):
+        for chosen, kind in ((nowhere, RedisWakeups), (NO_REDIS, PostgresWakeups)):
+            said = wakeups.open_wakeups(chosen, settings, pool, application_name="test")
+            await said.wake([uuid4()])
+            await said.aclose()
+            assert type(said) is kind
 
 
 async def test_without_redis_wake_ups_go_by_notify(empty_database: Database) -> None:

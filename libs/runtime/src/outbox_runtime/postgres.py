@@ -168,6 +168,14 @@ async def transaction(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -
             in_transaction.reset(mark)
 
 
+def _closed(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        # The pool took the connection back when it broke; not even this question is answered any more.
+        return True
+
+
 @contextlib.asynccontextmanager
 async def acquire(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -> AsyncIterator[Connection]:
     """One connection without a transaction: every statement on it commits by itself.
@@ -181,9 +189,14 @@ async def acquire(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -> As
                 yield connection
             except asyncpg.InterfaceError as error:
                 # asyncpg has one class for "the connection is closed" and for mistakes of its caller.
-                if connection.is_closed():
+                if _closed(connection):
                     raise PostgresAway("the connection was closed") from error
                 raise
+            except asyncpg.InternalClientError as error:
+                # What asyncpg says when the connection broke and it has not noticed yet; nothing more is to be had from it.
+                if not _closed(connection):
+                    connection.terminate()
+                raise PostgresAway("the connection is unusable") from error
     except asyncpg.InterfaceError as error:
         if pool.is_closing():
             raise PostgresAway("the pool is closing") from error
