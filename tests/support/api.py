@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx2
 from tests.support.postgres import Database
-from tests.support.processes import ChildProcess, wait_until
+from tests.support.processes import ChildProcess
 
 from outbox_domain.ids import uuid7
 from outbox_domain.reservation import Confidence, Outcome
@@ -36,8 +37,6 @@ def refund(payment_intent: str = "pi_1", amount: int = 1200, **members: Any) -> 
 
 def new_id() -> UUID:
     """A UUIDv7 as services make them."""
-    import time
-
     return uuid7(time.time_ns() // 1_000_000, os.urandom(10))
 
 
@@ -67,13 +66,14 @@ class Scene:
             await connection.close()
 
     async def fetch(self, query: str, *binds: object) -> list[dict[str, Any]]:
-        """Rows of a query."""
+        """Rows of a query; `{own}` in it stands for the condition that a row is this organization's."""
+        own = f"organization_id = '{self.organization_id}'"
         async with self.connection() as connection:
-            return [dict(record) for record in await connection.fetch(query, *binds)]
+            return [dict(record) for record in await connection.fetch(query.replace("{own}", own), *binds)]
 
     async def count(self, table: str) -> int:
-        """How many rows a table has."""
-        return int((await self.fetch(f"select count(*) as rows from {table}"))[0]["rows"])
+        """How many rows of a table are this organization's."""
+        return int((await self.fetch(f"select count(*) as rows from {table} where {{own}}"))[0]["rows"])
 
     async def vault(self) -> Vault:
         """The organization's keys, opened."""
@@ -108,20 +108,17 @@ class Scene:
             )
         return text
 
-    def variables(self, **more: str) -> dict[str, str]:
-        """The environment of an API process."""
-        return {
-            "OUTBOX_POSTGRES_URL": self.database.api_url,
-            "OUTBOX_WRAPPING_KEY": self.wrapping_key.to_base64(),
-            **more,
-        }
-
 
 async def make_scene(
-    database: Database, *, environment: str = "sandbox", default_decision: Any = None, base_url: str = "http://127.0.0.1:1"
+    database: Database,
+    wrapping_key: WrappingKey | None = None,
+    *,
+    environment: str = "sandbox",
+    default_decision: Any = None,
+    base_url: str = "http://127.0.0.1:1",
 ) -> Scene:
-    """Write an organization into a migrated database."""
-    wrapping_key, organization_id = WrappingKey.generate(), uuid4()
+    """Write an organization into a migrated database; its keys are wrapped by a key of its own unless one is given."""
+    wrapping_key, organization_id = wrapping_key or WrappingKey.generate(), uuid4()
     keys = new_organization_keys(wrapping_key, organization_id)
     connection = await asyncpg.connect(database.superuser_url)
     try:
@@ -199,16 +196,39 @@ class RunningApi:
 
 
 def start_api(
-    start_module: Callable[..., ChildProcess], scene: Scene, folder: Path, *, name: str = "api", port: int = 0, **more: str
+    start: Callable[..., ChildProcess],
+    database: Database,
+    wrapping_key: WrappingKey,
+    folder: Path,
+    *,
+    name: str = "api",
+    port: int = 0,
+    **more: str,
 ) -> RunningApi:
-    """Start one API process and wait until it is ready."""
+    """Start one API process and wait until it is ready.
+
+    Args:
+        start: `tests.support.processes.start`, or the fixture `start_module`.
+        database: what it serves.
+        wrapping_key: opens the keys of its organizations.
+        folder: for its log and port files.
+        name: of its log.
+        port: 0 for a free one.
+        more: further variables.
+    """
     port_file, metrics_port_file = folder / f"{name}.port", folder / f"{name}.metrics-port"
-    process = start_module(
+    process = start(
         "outbox_api",
         name=name,
-        env=scene.variables(
-            OUTBOX_PORT=str(port), OUTBOX_PORT_FILE=str(port_file), OUTBOX_METRICS_PORT_FILE=str(metrics_port_file), **more
-        ),
+        folder=folder,
+        env={
+            "OUTBOX_POSTGRES_URL": database.api_url,
+            "OUTBOX_WRAPPING_KEY": wrapping_key.to_base64(),
+            "OUTBOX_PORT": str(port),
+            "OUTBOX_PORT_FILE": str(port_file),
+            "OUTBOX_METRICS_PORT_FILE": str(metrics_port_file),
+            **more,
+        },
     )
     process.wait_for(port_file.exists)
     metrics_url = f"http://127.0.0.1:{metrics_port_file.read_text()}"
@@ -314,7 +334,10 @@ class StandIn:
     async def execute_all(self, stop: asyncio.Event, *, pause_seconds: float = 0.0) -> None:
         """Execute every reservation that comes, until `stop` is set."""
         while not stop.is_set():
-            due = await self.connection.fetch("select id from reservations where state = 'reserved' order by id limit 100")
+            due = await self.connection.fetch(
+                "select id from reservations where organization_id = $1 and state = 'reserved' order by id limit 100",
+                self.scene.organization_id,
+            )
             for record in due:
                 attempt = await self.claim(record["id"])
                 await asyncio.sleep(pause_seconds)
@@ -345,6 +368,3 @@ async def executing_all(scene: Scene, *, pause_seconds: float = 0.0) -> AsyncIte
 def bodies(responses: Sequence[httpx2.Response], member: str) -> set[str]:
     """The distinct values of a member, as canonical text."""
     return {json.dumps(response.json()[member], sort_keys=True) for response in responses}
-
-
-__all__ = ["wait_until"]

@@ -15,7 +15,7 @@ async def reservation_of(scene: Scene) -> Any:
     """The id of the only reservation, once there is one."""
 
     async def only() -> Any:
-        rows = await scene.fetch("select id from reservations")
+        rows = await scene.fetch("select id from reservations where {own}")
         return rows[0]["id"] if rows else None
 
     return await until(only, what="a reservation")
@@ -199,7 +199,9 @@ async def test_a_withdrawn_call(agent: httpx2.AsyncClient, scene: Scene) -> None
             waiting = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(payment_intent)))
 
             async def reserved(payment_intent: str = payment_intent) -> Any:
-                rows = await scene.fetch("select id from reservations where operation_key like '%' || $1", payment_intent)
+                rows = await scene.fetch(
+                    "select id from reservations where {own} and operation_key like '%' || $1", payment_intent
+                )
                 return rows[0]["id"] if rows else None
 
             reservation_id = await until(reserved)
@@ -233,7 +235,7 @@ async def test_a_conflict_names_fields_and_no_values(agent: httpx2.AsyncClient, 
     assert second.json()["receipt"]["id"] != first.json()["receipt"]["id"]
     assert strict.status_code == 200
     assert problem_of(strict_other, 422, "conflict")["message"].startswith("NOT DONE. payment_intent were already used")
-    entries = await scene.fetch("select reservation_id, detail from ledger_entries where kind = 'conflict' order by id")
+    entries = await scene.fetch("select reservation_id, detail from ledger_entries where {own} and kind = 'conflict' order by id")
     assert len(entries) == 2
 
 
@@ -241,7 +243,7 @@ async def test_a_duplicate_is_compared_under_the_holders_contract(agent: httpx2.
     """A new contract version fills another default, which changes the digest; a repeat of the older call still is its duplicate."""
     async with executing_all(scene):
         first = await agent.post("/v1/tool-calls", json=refund())
-    [row] = await scene.fetch("select document from tool_contracts where tool = 'stripe.refund.create'")
+    [row] = await scene.fetch("select document from tool_contracts where {own} and tool = 'stripe.refund.create'")
     document = row["document"] if isinstance(row["document"], dict) else None
     assert document is not None
     document["version"] = 2
@@ -252,7 +254,9 @@ async def test_a_duplicate_is_compared_under_the_holders_contract(agent: httpx2.
     async def under_the_new_version() -> bool:
         response = await agent.post("/v1/tool-calls", json=refund("pi_new"), headers={"Prefer": "respond-async"})
         looked = await agent.get(response.headers["location"])
-        await scene.fetch("update reservations set state = 'voided', live = false, void_reason = 'test' where state = 'reserved'")
+        await scene.fetch(
+            "update reservations set state = 'voided', live = false, void_reason = 'test' where {own} and state = 'reserved'"
+        )
         return bool(looked.json()["contract_version"] == 2)
 
     await until(under_the_new_version)
@@ -297,7 +301,9 @@ async def test_a_repeat_after_its_time_needs_a_person(agent: httpx2.AsyncClient,
     assert (await agent.post("/v1/tool-calls", json=call)).json()["replayed"] is True
     async with scene.connection() as connection:
         await connection.execute("set session_replication_role = replica")
-        await connection.execute("update reservations set settled_at = now() - interval '25 hours'")
+        await connection.execute(
+            "update reservations set settled_at = now() - interval '25 hours' where organization_id = $1", scene.organization_id
+        )
     problem_of(await agent.post("/v1/tool-calls", json=call), 403, "review-required")
     assert await scene.count("reservations") == 1
 
@@ -307,12 +313,12 @@ async def test_a_trace_goes_on_in_the_reservation(agent: httpx2.AsyncClient, sce
     trace_id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     headers = {"traceparent": f"00-{trace_id}-{parent}-01", "Prefer": "respond-async"}
     await agent.post("/v1/tool-calls", json=refund(), headers=headers)
-    [row] = await scene.fetch("select traceparent, trace_id from reservations")
+    [row] = await scene.fetch("select traceparent, trace_id from reservations where {own}")
     assert row["trace_id"] == trace_id
     version, trace, span, flags = row["traceparent"].split("-")
     assert (version, trace, flags) == ("00", trace_id, "01")
     assert span != parent
-    assert [entry["trace_id"] for entry in await scene.fetch("select trace_id from ledger_entries")] == [trace_id]
+    assert [entry["trace_id"] for entry in await scene.fetch("select trace_id from ledger_entries where {own}")] == [trace_id]
 
 
 async def test_every_request_that_met_a_reservation_is_told(agent: httpx2.AsyncClient, scene: Scene, api: RunningApi) -> None:

@@ -1,5 +1,7 @@
 """One HTTP request and its answer, read and written without the framework's own parsing: the hot path needs no more."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +11,10 @@ from litestar.types import Receive, Scope, Send
 from outbox_api.answers import Answer
 from outbox_domain import messages
 from outbox_domain.errors import OutboxError
+
+DISCARD_BYTES_MAX = 16 << 20
+DISCARD_SECONDS_MAX = 5.0
+"""How much of a body that is refused is still read, and for how long."""
 
 PHASES = ("reserve", "queue", "provider", "settle")
 
@@ -46,6 +52,7 @@ class Exchange:
         self.repeated: set[str] = set()
         self.timing = Timing()
         self._receive = receive
+        self._read_whole = False
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
             if name in self.headers:
@@ -70,17 +77,32 @@ class Exchange:
             raise too_large(bytes_max)
         parts: list[bytes] = []
         size = 0
-        while True:
-            message: Any = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            part = message.get("body", b"")
+        while not self._read_whole:
+            part = await self._part()
             size += len(part)
             if size > bytes_max:
                 raise too_large(bytes_max)
             parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        return b"".join(parts)
+
+    async def discard(self) -> None:
+        """Read what is left of the body and forget it, so that a caller who is still writing sees the answer and no reset.
+
+        Raises:
+            Disconnected: the caller went away.
+        """
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS_MAX):
+                while not self._read_whole and size <= DISCARD_BYTES_MAX:
+                    size += len(await self._part())
+
+    async def _part(self) -> bytes:
+        message: Any = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        self._read_whole = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
 
     def _expect_json(self) -> None:
         media_type = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()

@@ -60,6 +60,7 @@ async def through(api: Api, exchange: Exchange, handle: Handle, *, keeps_answers
         # The one place where nothing may escape: the caller always gets the skeleton.
         answer = answer_to_error(error)
         api.metrics.refusals.labels(code=answer.code).inc()
+        await exchange.discard()
         return answer
 
 
