@@ -47,7 +47,7 @@ INVARIANTS: dict[str, str] = {
     "the ledger's changes of a reservation form one chain": """
         select reservation_id from (
           select reservation_id, from_state, lag(to_state) over (partition by organization_id, reservation_id order by xid, id) as before
-          from ledger_entries where reservation_id is not null and kind not in ('evidence', 'contradiction', 'variance')) e
+          from ledger_entries where reservation_id is not null and kind not in ('evidence', 'contradiction', 'variance', 'conflict')) e
         where from_state is distinct from before""",
     "what awaits a doubt has the time from which an absence counts": """
         select id from reservations where state = 'in_doubt' and (absence_counts_at is null or unknown_attempts = 0)""",
