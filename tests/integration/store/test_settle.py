@@ -186,9 +186,7 @@ async def test_an_outcome_speaks_of_its_own_attempt_only(
 
 async def test_the_same_settlement_again_is_already_there(store: Store) -> None:
     """After a lost commit answer each settlement finds its own outcome, whatever the outcome was, and adds no row."""
-    settlements = []
-    for outcome in Outcome:
-        settlements.append(settlement_of(await sent(store), outcome, sealed_failure=b"words"))
+    settlements = [settlement_of(await sent(store), outcome, sealed_failure=b"words") for outcome in Outcome]
     first = await settle_all(store.worker, settlements)
     tables = ("ledger_entries", "receipts", "sealed_results", "attempts", "contradictions", "open_reservations")
     before = [await store.count(table) for table in tables]

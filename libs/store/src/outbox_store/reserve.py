@@ -187,7 +187,7 @@ from input i join contradictions c
   on (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
 where c.closed_at is null
-order by place, rank
+order by place, rank, id
 """
 
 Verdict = Won | Held | Contradicted | Contended

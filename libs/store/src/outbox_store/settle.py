@@ -189,7 +189,7 @@ with input as (
     closed_by = case when a.id = j.attempt_id then 'answer' else 'other-attempt' end,
     reason = case when a.id = j.attempt_id then j.reason else 'settled by another attempt' end,
     stored = a.id = j.attempt_id and j.stored_now,
-    late_write = a.id = j.attempt_id and j.late_write_now,
+    late_write = a.late_write or a.id = j.attempt_id and j.late_write_now,
     provider_key = case when a.id = j.attempt_id then j.provider_key else a.provider_key end,
     provider_status = case when a.id = j.attempt_id then j.status_now end,
     provider_code = case when a.id = j.attempt_id then j.code_now end,
