@@ -297,7 +297,7 @@ class StandIn:
 
     async def settle(self, attempt: Claimed, outcome: Outcome = Outcome.SUCCEEDED, **changes: Any) -> Settled:
         """Close an attempt and tell the waiters."""
-        result = {"id": f"re_{attempt.reservation_id.hex[:8]}", "status": "succeeded", "amount": 1200, "currency": "eur"}
+        result = {"id": f"re_{attempt.reservation_id.hex}", "status": "succeeded", "amount": 1200, "currency": "eur"}
         receipt = ReceiptDraft(
             id=new_id(),
             provider=attempt.tool.split(".")[0],

@@ -92,6 +92,7 @@ async def _serve(
             tracer=telemetry.tracer,
         )
         wakeups.subscribe_settled(api.waiters.tell)
+        metrics.waiters.set_function(lambda: api.waiters.callers)
         try:
             await _run(api, stop)
         finally:

@@ -56,12 +56,10 @@ class Waiters:
         self._pool = pool
         self._watches: dict[UUID, Watch] = {}
         self._some = asyncio.Event()
+        self.callers = 0
+        """How many callers wait."""
         self.draining = False
         """True once the process is to end: whoever waits is answered now."""
-
-    def __len__(self) -> int:
-        """How many callers wait."""
-        return sum(watch.callers for watch in self._watches.values())
 
     @contextlib.contextmanager
     def watching(self, organization_id: UUID, reservation_id: UUID) -> Iterator[Watch]:
@@ -76,10 +74,12 @@ class Waiters:
             self._watches[reservation_id] = watch
             self._some.set()
         watch.callers += 1
+        self.callers += 1
         try:
             yield watch
         finally:
             watch.callers -= 1
+            self.callers -= 1
             if watch.callers == 0:
                 self._watches.pop(reservation_id, None)
 

@@ -23,8 +23,8 @@ def routes(api: Api) -> list[HTTPRouteHandler]:
         return await looked_at(api, request, lambda key: _list(api, key, request))
 
     @get("/v1/receipts/{receipt_id:str}", include_in_schema=False)
-    async def one_receipt(request: Request[Any, Any, Any], receipt_id: str) -> Response[bytes]:
-        return await looked_at(api, request, lambda key: _one(api, key, request, receipt_id))
+    async def one_receipt(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return await looked_at(api, request, lambda key: _one(api, key, request, str(request.path_params["receipt_id"])))
 
     return [list_receipts, one_receipt]
 

@@ -26,8 +26,8 @@ def routes(api: Api) -> list[HTTPRouteHandler]:
         return await looked_at(api, request, lambda key: _list(api, key, request))
 
     @get("/v1/reservations/{reservation_id:str}", include_in_schema=False)
-    async def one_reservation(request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
-        return await looked_at(api, request, lambda key: _one(api, key, request, reservation_id))
+    async def one_reservation(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return await looked_at(api, request, lambda key: _one(api, key, request, str(request.path_params["reservation_id"])))
 
     return [list_reservations, one_reservation]
 

@@ -85,7 +85,6 @@ async def _answered(api: Api, exchange: Exchange, key: ScopedKey, body: bytes) -
     tool = _known_tool(api, key, document)
     api.metrics.calls.labels(tool=tool, code=answer.code).inc()
     api.metrics.reserve_seconds.labels(tool=tool).observe(exchange.timing.seconds["reserve"])
-    api.metrics.waiters.set(len(api.waiters))
     if not recorded and answer.code not in PROBLEMS_OF_OURS:
         api.tool_calls.add(
             new_tool_call(
