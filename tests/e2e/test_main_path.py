@@ -389,7 +389,32 @@ def test_lost_ledger_tail(up: OutboxUp) -> None:
     assert len(effects_of(up, input)) == 1
 
 
-def test_oversized_wait_is_bounded_and_async_answers_at_once(up: OutboxUp) -> None:
+def test_a_request_too_many_is_noticed(up: OutboxUp) -> None:
+    """Negative control: a request that no attempt accounts for fails the check that follows every test."""
+    answer = up.call(REFUND, refund())
+    [attempt] = up.attempts(UUID(answer.document["reservation_id"]))
+    up.check()
+    headers = {"Authorization": "Bearer sk_test_somebody", "Idempotency-Key": attempt["provider_key"]}
+    headers["Content-Type"] = "application/x-www-form-urlencoded"
+    request(up.sandbox.url, "POST", PATHS[REFUND], body=b"payment_intent=pi_else&amount=1", headers=headers, seconds=10)
+    with pytest.raises(AssertionError, match="the provider saw 2"):
+        up.check()
+    up.account_for(attempt["provider_key"], 1)
+
+
+def test_broken_invariants_are_noticed(up: OutboxUp) -> None:
+    """Negative control: a settled refund without its receipt fails the check that follows every test."""
+    answer = up.call(REFUND, refund())
+    id = UUID(answer.document["reservation_id"])
+    up.ledger.rows("create table kept_receipt as select * from receipts where reservation_id = $1", id)
+    up.ledger.rows("delete from receipts where reservation_id = $1", id)
+    with pytest.raises(AssertionError, match="succeeded has exactly one receipt"):
+        up.check()
+    up.ledger.rows("insert into receipts select * from kept_receipt")
+    up.ledger.rows("drop table kept_receipt")
+
+
+def test_respond_async_answers_at_once(up: OutboxUp) -> None:
     """`Prefer: respond-async` answers 202 with where to look; looking with `wait` gives the receipt."""
     input = refund()
     up.sandbox.plan(PATHS[REFUND], "delay", delay_seconds=1)

@@ -388,10 +388,14 @@ class OutboxUp:
         """Deletes everything the ledger knows of a reservation, as a lost tail would; its attempts stay counted here."""
         for name, sent in self._attempts_by_name().items():
             if reservation_id in sent.reservations:
-                self._lost_attempts[name] += sent.possible
+                self.account_for(name, sent.possible)
         self.ledger.rows("delete from ledger_entries where reservation_id = $1", reservation_id)
         self.ledger.rows("delete from tool_calls where reservation_id = $1", reservation_id)
         self.ledger.rows("delete from reservations where id = $1", reservation_id)
+
+    def account_for(self, name: str, requests: int) -> None:
+        """So many requests under a provider key or marker are known to have no attempt in the ledger."""
+        self._lost_attempts[name] += requests
 
     def connect(self, name: str, *, provider: str, base_url: str, credential: str) -> None:
         """Adds a named connection to another provider, as an administrator would."""
