@@ -1,0 +1,175 @@
+"""Who may do what, table by table: the grants as Postgres has them, compared with a table written down here."""
+
+import asyncpg
+import pytest
+from tests.integration.store.races import Store
+from tests.support.ledger import claimed, settled
+
+from outbox_domain.reservation import Outcome
+from outbox_store import actors, tool_calls
+from outbox_store.migrate import ROLES
+from outbox_store.reserve import reserve
+
+S, SI, SIU, ALL = "SELECT", "SELECT INSERT", "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE"
+GRANTS: dict[str, dict[str, str]] = {
+    "actors": {"outbox_api": SI, "outbox_worker": S},
+    "attempts": {"outbox_api": S, "outbox_worker": SIU},
+    "connections": {"outbox_api": S, "outbox_worker": S},
+    "contradictions": {"outbox_api": S, "outbox_worker": SI},
+    "environments": {"outbox_api": S, "outbox_worker": S},
+    "epochs": {"outbox_api": S, "outbox_worker": S},
+    "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
+    "members": {"outbox_api": S},
+    "open_reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE DELETE"},
+    "organizations": {"outbox_api": S, "outbox_worker": S},
+    "projects": {"outbox_api": S, "outbox_worker": S},
+    "provider_credentials": {"outbox_worker": S},
+    "receipts": {"outbox_api": S, "outbox_worker": SI},
+    "request_keys": {"outbox_api": ALL},
+    "reservation_transitions": {"outbox_api": S, "outbox_worker": S},
+    "reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE"},
+    "runs": {"outbox_api": SI, "outbox_worker": S},
+    "schema_migrations": {"outbox_api": S, "outbox_worker": S},
+    "scoped_keys": {"outbox_api": SI},
+    "sealed_inputs": {"outbox_api": "INSERT", "outbox_worker": "SELECT DELETE"},
+    "sealed_results": {"outbox_api": S, "outbox_worker": ALL},
+    "tool_calls": {"outbox_api": SI},
+    "tool_contracts": {"outbox_api": S, "outbox_worker": S},
+}
+COLUMN_GRANTS = {("outbox_api", "tool_calls", "repeats", "UPDATE")}
+SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
+PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
+
+TABLES = """
+select c.relname, p.privilege
+from pg_class c cross join unnest($2::text[]) as p (privilege)
+where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm') and not c.relispartition
+  and has_table_privilege($1, c.oid, p.privilege)
+"""
+PARTITIONS = """
+select c.relname from pg_class c cross join unnest($2::text[]) as p (privilege)
+where c.relnamespace = 'public'::regnamespace and c.relispartition and has_table_privilege($1, c.oid, p.privilege)
+"""
+COLUMNS = """
+select c.relname, a.attname, p.privilege
+from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+cross join unnest(array['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) as p (privilege)
+where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and has_column_privilege($1, c.oid, a.attnum, p.privilege)
+  and not has_table_privilege($1, c.oid, p.privilege)
+"""
+SEQUENCES = """
+select c.relname, p.privilege from pg_class c cross join unnest(array['USAGE', 'SELECT', 'UPDATE']) as p (privilege)
+where c.relnamespace = 'public'::regnamespace and c.relkind = 'S' and has_sequence_privilege($1, c.oid, p.privilege)
+"""
+FUNCTIONS = """
+select p.proname from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <> 'trigger'::regtype
+  and has_function_privilege($1, p.oid, 'EXECUTE')
+"""
+
+
+async def test_every_grant_is_written_down(store: Store) -> None:
+    """What each service role may do to each table, column, sequence and function is exactly what this file says."""
+    for role in ROLES:
+        found: dict[str, set[str]] = {}
+        for row in await store.owner.fetch(TABLES, role, PRIVILEGES):
+            found.setdefault(row["relname"], set()).add(row["privilege"])
+        assert found == {table: set(grants[role].split()) for table, grants in GRANTS.items() if role in grants}
+        columns = {(role, *row) for row in await store.owner.fetch(COLUMNS, role)}
+        assert columns == {grant for grant in COLUMN_GRANTS if grant[0] == role}
+        sequences = {(role, *row) for row in await store.owner.fetch(SEQUENCES, role)}
+        assert sequences == {grant for grant in SEQUENCE_GRANTS if grant[0] == role}
+        assert await store.owner.fetch(PARTITIONS, role, PRIVILEGES) == []
+        assert await store.owner.fetch(FUNCTIONS, role) == []
+
+
+async def test_every_table_is_in_the_table(store: Store) -> None:
+    """A table that a migration adds is refused by this test until its grants are written down, even if there are none."""
+    tables = await store.owner.fetch(
+        "select relname from pg_class where relnamespace = 'public'::regnamespace and relkind in ('r', 'p') and not relispartition"
+    )
+    assert {row["relname"] for row in tables} == set(GRANTS)
+
+
+async def test_service_roles_are_plain_roles(store: Store) -> None:
+    """No service role is a superuser, owns anything, makes anything or belongs to another role."""
+    for role in ROLES:
+        record = await store.owner.fetchrow("select * from pg_roles where rolname = $1", role)
+        assert record is not None
+        for attribute in ("rolsuper", "rolcreaterole", "rolcreatedb", "rolreplication", "rolbypassrls"):
+            assert record[attribute] is False
+        assert await store.one("select count(*) from pg_class where relowner = $1", record["oid"]) == 0
+        assert await store.one("select count(*) from pg_auth_members where member = $1", record["oid"]) == 0
+        assert await store.one("select has_schema_privilege($1, 'public', 'CREATE')", role) is False
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select * from provider_credentials",
+        "select sealed from sealed_inputs",
+        "insert into attempts (id) values (gen_random_uuid())",
+        "insert into receipts (id) values (gen_random_uuid())",
+        "update reservations set state = 'succeeded'",
+        "update open_reservations set due_at = now()",
+        "delete from sealed_inputs",
+        "update tool_calls set answer_code = 'ok'",
+        "delete from tool_calls",
+        "update scoped_keys set expires_at = null",
+        "insert into tool_contracts (tool) values ('x')",
+        "insert into connections (id) values (gen_random_uuid())",
+        "update organizations set data_key_wrapped = ''",
+        "insert into members (roles) values ('{owner}')",
+        "insert into reservation_transitions values ('failed', 'reserved')",
+        "insert into epochs (number, cause) values (2, 'x')",
+        "select ledger_partitions_ensure(1)",
+        "create table mine (n int)",
+        "delete from schema_migrations",
+    ],
+)
+async def test_what_the_api_may_not_do(store: Store, statement: str) -> None:
+    """The API reads no credential and no sealed input, sends nothing and settles nothing."""
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.api.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into reservations (id) values (gen_random_uuid())",
+        "insert into sealed_inputs (sealed) values ('')",
+        "insert into open_reservations (due_at) values (now())",
+        "delete from reservations",
+        "delete from attempts",
+        "delete from receipts",
+        "update receipts set owner = 'me'",
+        "delete from contradictions",
+        "update contradictions set closed_at = now()",
+        "update provider_credentials set sealed = ''",
+        "select * from scoped_keys",
+        "select * from request_keys",
+        "select * from tool_calls",
+        "select * from members",
+        "insert into runs (id) values (gen_random_uuid())",
+        "insert into reservation_transitions values ('failed', 'reserved')",
+        "update epochs set number = 2",
+        "create table mine (n int)",
+    ],
+)
+async def test_what_the_worker_may_not_do(store: Store, statement: str) -> None:
+    """The worker reserves nothing, reads no scoped key and closes no contradiction."""
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.worker.execute(statement)
+
+
+async def test_what_the_services_do_they_may(store: Store) -> None:
+    """The whole path works under the two roles alone; each statement that fails for a missing grant would show here."""
+    row = store.world.row()
+    await reserve(store.api, [row])
+    await settled(store.worker, await claimed(store.worker, row), Outcome.UNKNOWN, sealed_failure=b"words")
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.SUCCEEDED)
+    assert (
+        await actors.ensure(store.api, store.world.organization_id, store.world.actor_id, "agent", "tests")
+        == store.world.actor_id
+    )
+    await tool_calls.insert(store.api, [])
