@@ -48,7 +48,7 @@ format: sync ## Rewrite the code in the one format.
 	$(RUN) ruff format .
 
 bench: sync ## Measure calls per second and added latency, beside another ledger library.
-	$(RUN) python tests/load/bench.py $(ARGS)
+	$(RUN) python -m tests.load.bench $(ARGS)
 
 build: sync ## Build a wheel of every member into dist/.
 	rm -rf dist
