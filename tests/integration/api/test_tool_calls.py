@@ -81,6 +81,9 @@ async def test_a_repeated_call_gets_the_same_receipt(agent: httpx2.AsyncClient, 
         assert _receipt_bytes(replayed) == _receipt_bytes(first)
     assert "in this run" in again.json()["message"]
     assert "by another run" in other_run.json()["message"]
+    no_run = (await agent.post("/v1/tool-calls", json={name: value for name, value in call.items() if name != "run"})).json()
+    assert no_run["message"].startswith("Already done at ")
+    assert " run" not in no_run["message"]
     alone = await agent.get(f"/v1/receipts/{first.json()['receipt']['id']}")
     assert alone.content == _receipt_bytes(first)
     assert await scene.count("reservations") == 1

@@ -40,6 +40,10 @@ def contract(summary: str) -> ToolContract:
             f"Already done at {TIME} by another run; this call sent nothing. Receipt rcp_018f.",
         ),
         (
+            messages.replayed_without_run(AT, "rcp_018f"),
+            f"Already done at {TIME}; this call sent nothing. Receipt rcp_018f.",
+        ),
+        (
             messages.running(2.2),
             "Not finished. Ask again in 3 s with the same arguments; that joins this one and starts nothing new.",
         ),

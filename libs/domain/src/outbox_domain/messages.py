@@ -25,6 +25,7 @@ _SUCCEEDED = "Done. {summary}. Receipt {receipt}."
 _SUCCEEDED_WITHOUT_SUMMARY = "Done. Receipt {receipt}."
 _REPLAYED_SAME_RUN = "Already done at {time} in this run; this call sent nothing. Receipt {receipt}."
 _REPLAYED_OTHER_RUN = "Already done at {time} by another run; this call sent nothing. Receipt {receipt}."
+_REPLAYED_NO_RUN = "Already done at {time}; this call sent nothing. Receipt {receipt}."
 _RUNNING = "Not finished. Ask again in {seconds} s with the same arguments; that joins this one and starts nothing new."
 _AWAITING_REVIEW = (
     "NOT DONE. A person must approve it by {time}. Tell the user so. Do not repeat it, split it or reach it by another tool."
@@ -83,8 +84,13 @@ def replayed_same_run(settled_at: datetime, receipt_id: str) -> str:
 
 
 def replayed_other_run(settled_at: datetime, receipt_id: str) -> str:
-    """The effect had happened before, by another run or by none."""
+    """The effect had happened before, by another run."""
     return _REPLAYED_OTHER_RUN.format(time=moment(settled_at), receipt=receipt_id)
+
+
+def replayed_without_run(settled_at: datetime, receipt_id: str) -> str:
+    """The effect had happened before, and one of the two calls named no run: nobody can say whose it was."""
+    return _REPLAYED_NO_RUN.format(time=moment(settled_at), receipt=receipt_id)
 
 
 def running(after_seconds: float) -> str:

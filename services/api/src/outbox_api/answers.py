@@ -296,7 +296,10 @@ def _succeeded(view: ReservationView, facts: Facts, *, asked: Asked, contract: T
     else:
         same_run = asked.run_id is not None and asked.run_id == view.run_id
         replay = {"settled_at": receipt.settled_at, "run": view.run, "same_run": same_run}
-        told = messages.replayed_same_run if same_run else messages.replayed_other_run
+        if asked.run_id is None or view.run_id is None:
+            told = messages.replayed_without_run
+        else:
+            told = messages.replayed_same_run if same_run else messages.replayed_other_run
         message = told(receipt.settled_at, str(receipt.id))
     return skeleton(
         message=message,
