@@ -1,6 +1,7 @@
 """Bodies that are not what they should be: 4xx that names the path, before any row is written."""
 
 import json
+from collections.abc import AsyncIterator
 
 import httpx2
 from tests.support.api import Scene, problem_of, refund, until
@@ -63,7 +64,7 @@ async def test_the_limits_themselves_are_allowed(agent: httpx2.AsyncClient, scen
 async def test_a_body_without_a_length_is_limited_too(agent: httpx2.AsyncClient, scene: Scene) -> None:
     """A chunked body is counted as it comes: 413 once it is over the limit."""
 
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b"x" * (1 << 16)
 

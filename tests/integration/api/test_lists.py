@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx2
 from tests.support.api import RunningApi, Scene, executing_all, make_scene, problem_of, refund
 
+from outbox_runtime.sealing import WrappingKey
 from outbox_store import actors
 
 
@@ -139,7 +140,9 @@ async def test_an_agent_reads_what_it_caused(
     problem_of(await agent.get("/v1/ledger-entries"), 403, "out-of-scope")
 
 
-async def test_a_narrow_key_reads_narrowly(api: RunningApi, agent: httpx2.AsyncClient, scene: Scene, wrapping_key: Any) -> None:
+async def test_a_narrow_key_reads_narrowly(
+    api: RunningApi, agent: httpx2.AsyncClient, scene: Scene, wrapping_key: WrappingKey
+) -> None:
     """A key bound to a run or to tools reads nothing outside of them, by list or by id; nothing crosses organizations."""
     async with executing_all(scene):
         refunded = (await agent.post("/v1/tool-calls", json=refund(run="thread-1"))).json()

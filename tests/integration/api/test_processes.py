@@ -13,6 +13,9 @@ from tests.support import processes
 from tests.support.api import RunningApi, Scene, bodies, executing_all, refund, stand_in, start_api, until
 from tests.support.processes import ChildProcess
 
+from outbox_runtime.settings import RedisSettings, read
+from outbox_runtime.wakeups import RedisWakeups
+
 
 @pytest.fixture
 async def pair(scene: Scene, start_module: Callable[..., ChildProcess], tmp_path: Path) -> tuple[RunningApi, RunningApi]:
@@ -86,7 +89,7 @@ async def test_waiters_are_woken_by_notices(
     loop = asyncio.get_running_loop()
     seconds = []
     async with api.client(scene.agent_key) as agent, stand_in(scene) as worker:
-        wakeups = await _wakeups(variables, scene)
+        wakeups = await _wakeups(variables)
         for number in range(15):
             call = refund(f"pi_{number}")
             waiting = asyncio.create_task(agent.post("/v1/tool-calls", json=call))
@@ -114,13 +117,10 @@ async def test_waiters_are_woken_by_notices(
     assert statistics.median(seconds) < 0.4
 
 
-async def _wakeups(variables: dict[str, str], scene: Scene):  # type: ignore[no-untyped-def]
+async def _wakeups(variables: dict[str, str]) -> RedisWakeups | None:
     """The worker's side of Redis notices; None where NOTIFY (which the stand-in sends) is all there is."""
     if "OUTBOX_REDIS_URL" not in variables:
         return None
-    from outbox_runtime.settings import RedisSettings, read
-    from outbox_runtime.wakeups import RedisWakeups
-
     return RedisWakeups(read(RedisSettings, variables))
 
 

@@ -35,8 +35,7 @@ async def test_a_request_without_a_valid_key_is_only_counted(api: RunningApi, sc
     for change, key in (("expires_at = now()", expired), ("revoked_at = now()", revoked)):
         await scene.fetch(f"update scoped_keys set {change} where id = $1", key.split("_")[2])
     await scene.fetch("delete from scoped_keys where id = $1", unknown.split("_")[2])
-    other_secret = scene.agent_key.split("_")
-    cases = [
+    cases: list[tuple[str | None, str]] = [
         (None, "invalid-key"),
         ("nonsense", "invalid-key"),
         (damaged, "invalid-key"),
@@ -44,15 +43,14 @@ async def test_a_request_without_a_valid_key_is_only_counted(api: RunningApi, sc
         (expired, "key-expired"),
         (revoked, "key-revoked"),
     ]
-    assert other_secret[0] == "obx"
-    for key, code in cases:
-        async with api.client(key) as client:
+    for presented, code in cases:
+        async with api.client(presented) as client:
             response = await client.post("/v1/tool-calls", json=refund())
             problem = problem_of(response, 401, code)
             assert response.headers["www-authenticate"].startswith("Bearer")
             assert response.headers["server-timing"]
             assert problem["retry"]["action"] == "never"
-            assert key is None or key not in response.text
+            assert presented is None or presented not in response.text
             problem_of(await client.get("/v1/reservations"), 401, code)
     await nothing_reserved(scene)
     assert await scene.count("tool_calls") == await scene.count("ledger_entries") == 0

@@ -64,7 +64,7 @@ async def test_quoted_and_bare_are_one_key(agent: httpx2.AsyncClient, scene: Sce
     assert quoted.json()["replayed"] is False
     assert longest.status_code == 200
     for broken in ('""', '"', "a b", '"a" b', '"a"b"', "caf\u00e9"):
-        headers = [("Idempotency-Key", broken.encode("latin-1"))]
+        headers = {b"Idempotency-Key": broken.encode("latin-1")}
         response = await agent.post("/v1/tool-calls", json=refund("pi_3"), headers=headers)
         assert problem_of(response, 422, "invalid-request")["path"] == "Idempotency-Key"
     twice = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]

@@ -24,8 +24,11 @@ async def await_receipt(
         look_first: read before waiting, because it may be final already.
 
     Returns:
-        The reservation as it was read last; None where it could not be read (Postgres went away meanwhile, or the row did).
+        The reservation as it was read last; None where it was not read: the caller neither looks nor waits, or Postgres went away
+        meanwhile, or the row did.
     """
+    if seconds <= 0 and not look_first:
+        return None
     until = time.monotonic() + seconds
     view: ReservationView | None = None
     with waiters.watching(organization_id, reservation_id) as watch:
