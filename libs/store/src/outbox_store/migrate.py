@@ -12,6 +12,8 @@ from typing import Literal
 
 import asyncpg
 
+from outbox_store.connection import Connection
+
 LOCK = 7_021_978_401
 """The advisory lock that runners share; any number will do as long as it stays the same."""
 
@@ -69,10 +71,12 @@ def known(folder: Path | None = None) -> list[Migration]:
     """The migrations of this version, in their order.
 
     Raises:
-        MigrationRefused: two files carry one number, or a number is missing.
+        MigrationRefused: two files carry one number, a number is missing, or a file is not named as a migration is.
     """
     paths = sorted((folder or directory()).glob("*.sql"))
     named = [(match, path) for path in paths if (match := _FILE.match(path.name))]
+    if strange := {path.name for path in paths} - {path.name for _, path in named} - {"grants.sql"}:
+        raise MigrationRefused("a migration is named like 0007_why_it_exists.sql: " + ", ".join(sorted(strange)))
     found = [Migration(number=int(match[1]), name=path.name, sql=path.read_text(encoding="utf-8")) for match, path in named]
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise MigrationRefused("migrations are numbered from 0001 on without a gap: " + ", ".join(m.name for m in found))
@@ -133,16 +137,21 @@ async def _apply(
     }
     if newer := [record["name"] for number, record in recorded.items() if number > len(migrations)]:
         raise MigrationRefused(f"the database is newer than this version: it has {', '.join(newer)}")
+    if missing := [migration.name for migration in migrations[: len(recorded)] if migration.number not in recorded]:
+        raise MigrationRefused(f"the database's history has a gap: {', '.join(missing)} was passed over")
     for migration in migrations:
         if (record := recorded.get(migration.number)) is not None and record["sha256"] != migration.sha256:
             raise MigrationRefused(f"{migration.name} was changed after it was applied; write a new file instead")
+    await _roles(connection, roles)
     applied = []
     for migration in migrations:
         if migration.number not in recorded:
             await _run(connection, migration)
             applied.append(migration.name)
     await connection.execute("select ledger_partitions_ensure($1)", PARTITIONS_AHEAD_MONTHS)
-    await _grant(connection, roles, grants_sql)
+    if roles != "single":
+        async with connection.transaction():
+            await connection.execute(grants_sql)
     return applied
 
 
@@ -162,7 +171,7 @@ async def _run(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migr
         await connection.execute(*record)
 
 
-async def _grant(connection: "asyncpg.Connection[asyncpg.Record]", roles: RolesMode, grants_sql: str) -> None:
+async def _roles(connection: "asyncpg.Connection[asyncpg.Record]", roles: RolesMode) -> None:
     if roles == "single":
         return
     for role in ROLES:
@@ -174,12 +183,9 @@ async def _grant(connection: "asyncpg.Connection[asyncpg.Record]", roles: RolesM
             await connection.execute(f"create role {role} login")
         except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
             continue  # Roles belong to the cluster: a runner of another database was faster.
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock($1)", LOCK + 1)
-        await connection.execute(grants_sql)
 
 
-async def schema_version(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+async def schema_version(connection: Connection) -> int:
     """The number of the newest migration that was applied; 0 for an empty database."""
     if await connection.fetchval("select to_regclass('schema_migrations')") is None:
         return 0
@@ -198,3 +204,22 @@ async def set_role_password(connection: "asyncpg.Connection[asyncpg.Record]", ro
     await connection.execute(
         await connection.fetchval("select format('alter role %I with password %L', $1::text, $2::text)", role, password)
     )
+
+
+SCHEMA_MIN = 1
+"""The oldest schema this version runs on. A newer one is fine: a schema expands first and contracts a release later."""
+
+
+async def require_schema(connection: Connection) -> int:
+    """Look at the schema a process is about to work on.
+
+    Returns:
+        The number of the newest migration that was applied.
+
+    Raises:
+        MigrationRefused: the schema is older than this version can work on.
+    """
+    version = await schema_version(connection)
+    if version < SCHEMA_MIN:
+        raise MigrationRefused(f"the database has schema {version}, this version needs {SCHEMA_MIN}; run `outbox migrate` first")
+    return version
