@@ -77,6 +77,7 @@ async def test_it_ends_in_order(scene: Scene, start_module: Callable[..., ChildP
     assert await asyncio.to_thread(api.process.wait) == 0
     assert await scene.count("tool_calls") == 1
     assert "Traceback" not in api.process.log()
+    assert '"level":"error"' not in api.process.log()
 
 
 @pytest.mark.parametrize("with_redis", [False, True])

@@ -40,6 +40,7 @@ SCHEMA_LEAST = 1
 """The oldest schema this version runs on. Schemas only grow, so a newer one is fine (expand, then contract)."""
 
 BIND_SECONDS = 0.1
+STOP_SECONDS_MAX = 3.0
 CALLERS_MAX = 4_096
 """Requests answered at once by one process; most of them wait, and a waiting caller costs a few kilobytes."""
 
@@ -126,9 +127,9 @@ async def _run(api: Api, stop: asyncio.Event) -> None:
             api.health.watch(),
             api.waiters.look_without_notices(ended),
             api.request_keys.renew(ended),
-            server.serve(),
         )
     ]
+    serving = asyncio.create_task(_until_ended(server.serve(), stop))
     try:
         # The server binds in a thread of its own and does not say when.
         await asyncio.sleep(BIND_SECONDS)
@@ -141,13 +142,15 @@ async def _run(api: Api, stop: asyncio.Event) -> None:
         api.waiters.drain()
         await in_flight.finished(seconds=api.settings.drain_seconds)
         server.stop()  # type: ignore[no-untyped-call]
+        # Cancelled before it has let go of its socket it would complain.
+        await asyncio.wait({serving}, timeout=STOP_SECONDS_MAX)
     finally:
         ended.set()
         api.tool_calls.close()
         await asyncio.gather(written, return_exceptions=True)
-        for part in parts:
+        for part in (*parts, serving):
             part.cancel()
-        results = await asyncio.gather(*parts, return_exceptions=True)
+        results = await asyncio.gather(*parts, serving, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             raise SystemExit(f"A part of the API failed: {type(result).__name__}.")
