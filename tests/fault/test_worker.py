@@ -90,12 +90,8 @@ class Arrangement:
         self.up.wait(lambda: all(self._is_answered(self.struck[edge].wish) for edge in wishes), "the provider's answers")
 
     def _is_answered(self, wish: Wish) -> bool:
-        [effect] = wish.effects(self.up) or [None]
-        if effect is None:
-            return False
-        return any(
-            one["request_id"] == effect["request_id"] and one["status"] for one in self.up.sandbox.requests(path=wish.path)
-        )
+        answered = {one["request_id"] for one in self.up.sandbox.requests(path=wish.path) if one["status"] is not None}
+        return any(one["request_id"] in answered for one in wish.effects(self.up))
 
     def scene(self) -> Scene:
         """Everything is struck now."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,7 +22,7 @@ class Wish:
     tool: str
     token: str
     input: Mapping[str, object]
-    names: Mapping[str, object]
+    names: Mapping[str, Any]
 
     @property
     def path(self) -> str:
@@ -35,6 +36,10 @@ class Wish:
     def call(self, up: OutboxUp, **headers: str) -> Answer:
         """Asks for it once and waits as long as the API does."""
         return up.call(self.tool, self.input, headers=headers, **self.names)
+
+    def later(self, up: OutboxUp) -> "Future[Answer]":
+        """Asks for it from another thread, while the test goes on."""
+        return up.later(self.tool, self.input, **self.names)
 
     def until_answered(self, up: OutboxUp, *, deadline_seconds: float) -> Answer:
         """Asks for it again and again until the answer is final."""

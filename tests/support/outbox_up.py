@@ -473,6 +473,10 @@ class OutboxUp:
             pages.append(request(f"http://{parts.netloc}", "GET", parts.path, seconds=10).body.decode())
         return "\n".join(pages)
 
+    def metric(self, name: str) -> float:
+        """A sample without labels, summed over all processes."""
+        return sum(float(line.split()[-1]) for line in self.metrics().splitlines() if line.startswith(f"{name} "))
+
     # The end of a test and of the stack.
 
     @contextlib.contextmanager
