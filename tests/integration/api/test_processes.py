@@ -2,17 +2,21 @@
 
 import asyncio
 import signal
+import socket
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx2
 import pytest
 from tests.support import processes
 from tests.support.api import RunningApi, Scene, bodies, executing_all, refund, stand_in, start_api, until
+from tests.support.postgres import Database
 from tests.support.processes import ChildProcess
 
+from outbox_runtime.sealing import WrappingKey
 from outbox_runtime.settings import RedisSettings, read
 from outbox_runtime.wakeups import RedisWakeups
 
@@ -138,3 +142,57 @@ async def test_metrics_and_probes(api: RunningApi, agent: httpx2.AsyncClient) ->
     assert "made-up" not in metrics
     assert "pi_metric" not in metrics
     assert (await agent.get("/metrics")).status_code == 404
+
+
+async def test_a_lost_commit_answer_is_asked_for_again(api: RunningApi, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """The connection of a T1 is cut while it waits: the same row is sent again and is one reservation, with an ordinary answer."""
+    async with scene.connection() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        # Any T1 of this database waits behind this lock; there is no other test at work in it at the same time.
+        await connection.execute("lock table sealed_inputs in share row exclusive mode")
+        call = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "respond-async"}))
+        waiting = """
+            select pid from pg_stat_activity
+            where usename = 'outbox_api' and datname = current_database() and wait_event_type = 'Lock' and query like '%not_after_seconds%'
+        """
+        [row] = await until(lambda: scene.fetch(waiting), what="a T1 that waits")
+        await scene.fetch("select pg_terminate_backend($1)", row["pid"])
+        [again] = await until(lambda: _other(scene, waiting, row["pid"]), what="the T1 sent again")
+        assert again["pid"] != row["pid"]
+        await transaction.rollback()
+    response = await call
+    assert (response.status_code, response.json()["replayed"]) == (202, False), response.text
+    assert await scene.count("reservations") == await scene.count("sealed_inputs") == await scene.count("ledger_entries") == 1
+
+
+async def _other(scene: Scene, query: str, process_id: int) -> list[dict[str, Any]]:
+    return [row for row in await scene.fetch(query) if row["pid"] != process_id]
+
+
+def test_a_wrong_setting_ends_the_process_with_a_sentence(
+    shared_database: Database, wrapping_key: WrappingKey, start_module: Callable[..., ChildProcess], tmp_path: Path
+) -> None:
+    """A missing or wrong key, a wrong password, a database without schema, a port that is taken: exit 1 and one sentence."""
+    good = {"OUTBOX_POSTGRES_URL": shared_database.api_url, "OUTBOX_WRAPPING_KEY": wrapping_key.to_base64()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        cases = {
+            "no-key": ({"OUTBOX_WRAPPING_KEY": ""}, "OUTBOX_WRAPPING_KEY (or OUTBOX_WRAPPING_KEY_FILE) is not set."),
+            "short-key": (
+                {"OUTBOX_WRAPPING_KEY": "c2hvcnQ="},
+                "OUTBOX_WRAPPING_KEY is wrong: a wrapping key is 32 bytes, this one is 5.",
+            ),
+            "password": (
+                {"OUTBOX_POSTGRES_URL": shared_database.api_url.replace("outbox_api:", "outbox_api:not-")},
+                "Postgres refused the connection (InvalidPasswordError); see OUTBOX_POSTGRES_URL.",
+            ),
+            "port": ({"OUTBOX_PORT": str(taken.getsockname()[1])}, "The API cannot listen on 127.0.0.1, port"),
+        }
+        started = {name: start_module("outbox_api", name=name, env={**good, **change}) for name, (change, _) in cases.items()}
+        for name, (_, sentence) in cases.items():
+            assert started[name].wait() == 1
+            last = started[name].log().strip().splitlines()[-1]
+            assert last.startswith(sentence), (name, last)
+            assert wrapping_key.to_base64() not in started[name].log()

@@ -25,8 +25,8 @@ from outbox_api.waiters import Waiters
 from outbox_runtime import logs
 from outbox_runtime.health import Health
 from outbox_runtime.metrics import Metrics, MetricsServer
-from outbox_runtime.postgres import Pool, acquire, open_pool
-from outbox_runtime.sealing import WrappingKey
+from outbox_runtime.postgres import AWAY, Pool, PostgresError, acquire, open_pool
+from outbox_runtime.sealing import WrappingKey, WrongKey
 from outbox_runtime.settings import ApiSettings, PostgresSettings, RedisSettings, TelemetrySettings, read_or_exit
 from outbox_runtime.shutdown import stop_on_signals
 from outbox_runtime.telemetry import Telemetry, setup
@@ -51,17 +51,26 @@ def main() -> None:
     telemetry_settings = read_or_exit(TelemetrySettings)
     postgres_settings = read_or_exit(PostgresSettings)
     redis_settings = read_or_exit(RedisSettings)
+    wrapping_key = _wrapping_key(settings)
     logs.configure(telemetry_settings.log_level, service=SERVICE)
     telemetry = setup(SERVICE)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, telemetry_settings, postgres_settings, redis_settings, telemetry))
+            runner.run(_serve(settings, wrapping_key, telemetry_settings, postgres_settings, redis_settings, telemetry))
     finally:
         telemetry.shutdown()
 
 
+def _wrapping_key(settings: ApiSettings) -> WrappingKey:
+    try:
+        return WrappingKey.from_base64(settings.wrapping_key.get_secret_value())
+    except WrongKey as wrong:
+        raise SystemExit(f"OUTBOX_WRAPPING_KEY is wrong: {wrong}.") from None
+
+
 async def _serve(
     settings: ApiSettings,
+    wrapping_key: WrappingKey,
     telemetry_settings: TelemetrySettings,
     postgres_settings: PostgresSettings,
     redis_settings: RedisSettings,
@@ -76,14 +85,19 @@ async def _serve(
         port=telemetry_settings.metrics_port,
         port_file=telemetry_settings.metrics_port_file,
     )
-    pool = await open_pool(postgres_settings, application_name=SERVICE)
+    try:
+        pool = await open_pool(postgres_settings, application_name=SERVICE)
+    except AWAY as error:
+        raise SystemExit(f"Postgres did not answer in time ({type(error).__name__}); see OUTBOX_POSTGRES_URL.") from None
+    except PostgresError as error:
+        raise SystemExit(f"Postgres refused the connection ({type(error).__name__}); see OUTBOX_POSTGRES_URL.") from None
     try:
         await _see_schema(pool)
         wakeups = open_wakeups(redis_settings, postgres_settings, pool, application_name=SERVICE)
         api = Api(
             settings=settings,
             pool=pool,
-            directory=Directory(pool, WrappingKey.from_base64(settings.wrapping_key.get_secret_value())),
+            directory=Directory(pool, wrapping_key),
             waiters=Waiters(pool),
             wakeups=wakeups,
             request_keys=RequestKeys(pool, new_id),
@@ -151,6 +165,8 @@ async def _run(api: Api, stop: asyncio.Event) -> None:
         for part in (*parts, serving):
             part.cancel()
         results = await asyncio.gather(*parts, serving, return_exceptions=True)
+    if isinstance(results[-1], Exception):
+        raise SystemExit(f"The API cannot listen on {api.settings.host}, port {port}.")
     for result in results:
         if isinstance(result, Exception):
             raise SystemExit(f"A part of the API failed: {type(result).__name__}.")
