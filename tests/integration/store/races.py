@@ -163,6 +163,15 @@ class Between:
             await self._happens[query]()
         return await self._connection.fetch(query, *values)
 
+    async def fetchrow(self, query: str, *values: object) -> asyncpg.Record | None:
+        """The first row of `fetch`."""
+        return next(iter(await self.fetch(query, *values)), None)
+
+    async def fetchval(self, query: str, *values: object) -> Any:
+        """The first value of `fetch`."""
+        row = await self.fetchrow(query, *values)
+        return None if row is None else row[0]
+
     @classmethod
     def on(
         cls, connection: "asyncpg.Connection[asyncpg.Record]", happens: Mapping[str, Callable[[], Awaitable[Any]]]

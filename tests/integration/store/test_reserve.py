@@ -14,7 +14,7 @@ from outbox_domain.reservation import Outcome, State
 from outbox_store import organizations, tool_contracts
 from outbox_store.batches import Failed
 from outbox_store.claim import claim
-from outbox_store.reserve import HOLDERS, INSERT, Contended, Contradicted, Held, NewReservation, Won, holders, reserve
+from outbox_store.reserve import HOLDERS, INSERT, Contended, Contradicted, Held, NewReservation, Verdict, Won, holders, reserve
 from outbox_store.settle import settle
 from outbox_store.sweep import leave_to_a_person
 
@@ -392,6 +392,44 @@ async def test_two_unsorted_batches_meet_in_the_middle(store: Store) -> None:
     verdicts = await store.beside(lambda holder: reserve(holder, one[:50]), lambda other: reserve(other, two))
     assert [verdict.id for verdict in verdicts[50:] if isinstance(verdict, Held)] == [row.id for row in reversed(one[:50])]
     assert verdicts[:50] == [Won(id=row.id) for row in two[:50]]
+
+
+BARRIER = 7_021_978_777
+PAUSE_BEFORE_THE_SECOND_ROW = f"""
+create function pause() returns trigger language plpgsql as $$
+begin
+  if current_setting('tests.first', true) = pg_current_xact_id()::text then
+    perform pg_advisory_xact_lock_shared({BARRIER});
+  end if;
+  perform set_config('tests.first', pg_current_xact_id()::text, true);
+  return new;
+end $$;
+create trigger pause before insert on reservations for each row execute function pause();
+"""
+
+
+async def meet_between_two_rows(store: Store) -> list[list[Verdict | Failed]]:
+    """Two callers with two keys in opposite orders, both stopped when they have inserted one row, then let go."""
+    await store.owner.execute(PAUSE_BEFORE_THE_SECOND_ROW)
+    gate = await store.another(store.database.superuser_url)
+    await gate.execute("select pg_advisory_lock($1)", BARRIER)
+    one, two = await store.another(store.database.superuser_url), await store.another(store.database.superuser_url)
+    keys = ["refund:pi_a", "refund:pi_b"]
+    callers = [
+        asyncio.ensure_future(reserve(connection, [store.world.row(key) for key in order]))
+        for connection, order in ((one, keys), (two, keys[::-1]))
+    ]
+    for connection, running in zip((one, two), callers, strict=True):
+        await store.until_blocked(connection, running)
+    await gate.execute("select pg_advisory_unlock($1)", BARRIER)
+    return await asyncio.gather(*callers)
+
+
+async def test_rows_are_inserted_in_the_order_of_their_keys(own_store: Store) -> None:
+    """Whatever order a caller gives, both reach for the first key first: one waits there, and neither for the other's second."""
+    first, second = await meet_between_two_rows(own_store)
+    assert sorted(type(verdict).__name__ for verdict in [*first, *second]) == ["Held", "Held", "Won", "Won"]
+    await own_store.assert_invariants()
 
 
 async def test_a_doubt_left_to_a_person_still_holds_its_key(store: Store) -> None:

@@ -1,0 +1,175 @@
+"""The tests of the store can fail: with a guard taken away, the test that stands for it does.
+
+Each guard is taken out of the schema of one database, or out of the text of a statement in this process, never by a switch in the
+product. The same test passes right before.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.integration.store import (
+    test_batches_of_200,
+    test_claim,
+    test_grants,
+    test_guards,
+    test_lists,
+    test_reserve,
+    test_settle,
+    test_sweep,
+)
+from tests.integration.store.races import Store
+
+from outbox_domain.reservation import Outcome
+from outbox_store import batches, claim, ledger_entries, receipts, reservations, reserve, settle, sweep
+
+Battery = Callable[[Store], Awaitable[Any]]
+CAUGHT = (AssertionError, asyncpg.PostgresError, RuntimeError, pytest.fail.Exception)
+
+LIVE_KEY = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"
+
+
+async def rounds(store: Store, seed: int = 0) -> None:
+    """One seed of the arrays of 200."""
+    await test_batches_of_200.test_arrays_of_200_do_what_each_row_would_do_alone(store, seed)
+
+
+async def fails(battery: Battery, store: Store) -> None:
+    """Fail where the test still holds, or where it fails only because the statement without its guard is no SQL."""
+    with pytest.raises(CAUGHT) as caught:
+        await battery(store)
+    assert not isinstance(caught.value, asyncpg.SyntaxOrAccessError), caught.value
+
+
+SCHEMA: list[tuple[str, str, Battery]] = [
+    (
+        "one live reservation per key",
+        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        test_reserve.test_a_taken_key_is_held_and_nothing_is_written,
+    ),
+    (
+        "one live reservation per key, two callers",
+        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        test_batches_of_200.test_two_unsorted_callers_at_once,
+    ),
+    (
+        "one live reservation per key, arrays",
+        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        rounds,
+    ),
+    (
+        "one live reservation per key, a holder in between",
+        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        test_reserve.test_the_holder_commits_meanwhile,
+    ),
+    (
+        "a success is live",
+        "alter table reservations drop constraint reservation_live; "
+        "create function forget() returns trigger language plpgsql as $$ begin new.live = new.live and new.state <> 'succeeded'; return new; end $$; "
+        "create trigger z_forget before update on reservations for each row execute function forget()",
+        partial(test_reserve.test_a_key_is_free_again_only_after_a_proven_failure, outcome=Outcome.SUCCEEDED),
+    ),
+    (
+        "the transitions are guarded",
+        "drop trigger reservation_guard on reservations",
+        test_guards.test_transitions_are_those_of_the_domain,
+    ),
+    (
+        "closed rows are closed",
+        "insert into reservation_transitions values ('failed', 'reserved')",
+        test_guards.test_a_closed_row_never_changes,
+    ),
+    (
+        "check constraints",
+        "alter table reservations drop constraint reservation_effect",
+        test_guards.test_every_check_constraint_refuses_what_it_names,
+    ),
+    (
+        "the ledger is append-only",
+        "drop trigger append_only on ledger_entries",
+        test_guards.test_ledger_entries_and_receipts_are_append_only,
+    ),
+    ("the grants are these", "grant select on sealed_inputs to outbox_api", test_grants.test_every_grant_is_written_down),
+    ("no grant of a column", "grant update (key_id) on reservations to outbox_api", test_grants.test_every_grant_is_written_down),
+]
+
+
+@pytest.mark.parametrize(("guard", "without", "battery"), SCHEMA, ids=[guard for guard, _, _ in SCHEMA])
+async def test_without_a_guard_of_the_schema_its_test_fails(own_store: Store, guard: str, without: str, battery: Battery) -> None:
+    """A guard that is dropped from the schema is missed."""
+    if "arrays" not in guard:
+        await battery(own_store)
+    await own_store.owner.execute(without)
+    second = await Store.open(own_store.database)
+    try:
+        await fails(battery, second)
+    finally:
+        await second.close()
+
+
+WAITED = partial(test_settle.test_a_late_answer_that_waited_for_a_resend_leaves_it_alone, outcome=Outcome.REJECTED, late=False)
+STATEMENTS: list[tuple[str, ModuleType, str, str, str, Battery]] = [
+    ("rows in the order of their keys", reserve, "INSERT", "  order by organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence\n", "", test_reserve.meet_between_two_rows),
+    ("a contradiction blocks its key", reserve, "INSERT", "where c.closed_at is null\n      and", "where false and", test_reserve.test_a_contradiction_blocks_its_key_until_a_person_closes_it),
+    ("T3 asks for the open attempt", settle, "SETTLE", "and r.open_attempt_id = i.attempt_id and", "and", WAITED),
+    ("T3 asks for the open attempt, late answers", settle, "SETTLE", "and r.open_attempt_id = i.attempt_id and", "and", partial(test_settle.test_what_an_older_attempt_reports_late_is_evidence, outcome=Outcome.REJECTED, open_attempt=True)),
+    ("T3 asks for the open attempt, arrays", settle, "SETTLE", "and r.open_attempt_id = i.attempt_id and", "and", rounds),
+    ("T3 asks for the epoch", settle, "SETTLE", "and r.epoch = i.attempt_epoch as current", "as current", partial(test_settle.test_an_attempt_is_compared_by_its_id_and_its_epoch, outcome=Outcome.REJECTED, changes={"epoch": 2})),
+    ("an outcome speaks of its own attempt", settle, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", "", partial(test_settle.test_an_outcome_speaks_of_its_own_attempt_only, outcome=Outcome.REJECTED, stored=False, guarantee_class="A", first="failed", again="in_doubt", doubt="lapse")),
+    ("an outcome speaks of its own attempt, arrays", settle, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", "", rounds),
+    ("a newer attempt is waited for", settle, "SETTLE", "then 'settled' else 'again' end", "then 'settled' else 'settled' end", partial(test_settle.test_a_late_success_that_waited_for_a_resend_closes_it, late=False)),
+    ("a newer attempt is closed", settle, "SETTLE", "a.id in (j.attempt_id, j.open_attempt_id)", "a.id = j.attempt_id", partial(test_settle.test_a_late_success_settles_a_doubt_and_closes_a_newer_attempt, doubt="executing")),
+    ("a late write freezes", settle, "SETTLE", "and l.state in ('executing', 'in_doubt') as freezes", "and false as freezes", partial(test_settle.test_a_write_that_left_late_freezes_the_doubt, when="after the lapse")),
+    ("another reference contradicts", settle, "SETTLE", "and l.state = 'succeeded' and l.external_reference = l.receipt_reference then", "and l.state = 'succeeded' then", partial(test_settle.test_two_references_for_one_reservation_are_a_contradiction, same_attempt=False)),
+    ("an input is erased", settle, "SETTLE", "j.next_state in ('succeeded', 'failed')\n), closed", "false\n), closed", test_settle.test_a_success_closes_the_reservation_with_its_receipt),
+    ("T2 asks for the state under the lock", claim, "CLAIM", "(r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)", "true", test_claim.test_two_claims_at_once_open_one_attempt),
+    ("T2 asks again when it is due", claim, "CLAIM", "and j.verdict = 'claim' and o.due_at <= now()", "and j.verdict = 'claim'", partial(test_claim.test_a_claim_that_waited_keeps_to_the_time_it_could_not_see, outcome=Outcome.DEFERRED, changes={"again_seconds": 60.0})),
+    ("the window has an end", claim, "CLAIM", "when now() + make_interval(secs => l.resend_needs_seconds)\n           < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'", "when true then 'claim'", partial(test_claim.test_the_gate_of_a_resend, wish={"resend_window_seconds": 100.0}, moved="possible_send_at = now() - interval '101 seconds'", opens=False)),
+    ("a contradiction parks", claim, "CLAIM", "where c.closed_at is null\n          and", "where false and", test_claim.test_a_contradiction_parks_what_is_not_sent_yet),
+    ("the generation counts", claim, "CLAIM", "where f.refusal_stored\n", "where false\n", test_claim.test_the_generation_counts_the_stored_refusals_of_the_same_key),
+    ("a lease is judged under its lock", sweep, "LAPSE", "for update of r, a", "for update of r", test_claim.test_a_lapse_that_waited_for_a_renewal_leaves_the_attempt_open),
+    ("a doubt is locked before it is given up", sweep, "GIVE_UP", " for update\n", "\n", test_claim.test_a_doubt_is_not_left_to_a_person_while_it_is_sent_again),
+    ("only the lapsed lapse", sweep, "LAPSE", "where lease_until <= now()", "where true", test_sweep.test_nothing_but_a_lapsed_open_attempt_lapses),
+    ("lists stay below open transactions", reservations, "LIST", "and r.xid < pg_snapshot_xmin(pg_current_snapshot())", "", test_lists.test_a_reservation_that_commits_late_is_never_skipped),
+    ("receipts stay below open transactions", receipts, "LIST", "and t.xid < pg_snapshot_xmin(pg_current_snapshot())", "", test_lists.test_a_receipt_that_commits_late_is_never_skipped),
+    ("entries stay below open transactions", ledger_entries, "LIST", "and xid < pg_snapshot_xmin(pg_current_snapshot())", "", partial(test_lists.test_a_follower_of_the_ledger_skips_nothing, commit=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("guard", "module", "name", "text", "instead", "battery"), STATEMENTS, ids=[statement[0] for statement in STATEMENTS]
+)
+async def test_without_a_guard_of_a_statement_its_test_fails(
+    own_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    guard: str,
+    module: ModuleType,
+    name: str,
+    text: str,
+    instead: str,
+    battery: Battery,
+) -> None:
+    """A guard that is taken out of a statement's text is missed."""
+    statement = getattr(module, name)
+    assert statement.count(text) == 1, "the statement no longer reads so"
+    monkeypatch.setattr(module, name, statement.replace(text, instead))
+    await fails(battery, own_store)
+
+
+async def test_without_halves_one_row_takes_the_others_along(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing counts as a definite refusal, a poisoned row fails its whole array, and the test of it says so."""
+    monkeypatch.setattr(batches, "_DEFINITE", ())
+    with pytest.raises((*CAUGHT, batches.Unencodable)):
+        await test_batches_of_200.test_poisoned_rows_are_alone_in_the_end(store)
+
+
+async def test_without_the_row_ids_of_the_caller_a_batch_is_not_recognised(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a reserve does not look for its own ids, the batch sent again is told that others hold its keys."""
+    text = "join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)\nunion all"
+    assert reserve.HOLDERS.count(text) == 1
+    monkeypatch.setattr(reserve, "HOLDERS", reserve.HOLDERS.replace(text, text.replace("\n", " where false\n")))
+    with pytest.raises(AssertionError):
+        await test_reserve.test_the_same_rows_again_are_recognised(store)
