@@ -88,6 +88,12 @@ with doubt as materialized (
 update open_reservations o set due_at = 'infinity' from doubt d where (o.organization_id, o.reservation_id) = (d.organization_id, d.id)
 """
 
+# Only what is still due: a claim that was faster has given the row a time of its own.
+POSTPONE = """
+update open_reservations set due_at = now() + make_interval(secs => $3)
+where (organization_id, reservation_id) = ($1, $2) and due_at <= now()
+"""
+
 ERASE = """
 delete from sealed_results where (organization_id, reservation_id, kind) in (
   select organization_id, reservation_id, kind from sealed_results where expires_at <= now() limit $1 for update skip locked)
@@ -135,6 +141,11 @@ async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
 async def leave_to_a_person(connection: Connection, organization_id: UUID, reservation_id: UUID) -> None:
     """Automatic recovery of a doubt has nothing left to try: the sweep does not look at it again."""
     await connection.execute(GIVE_UP, organization_id, reservation_id)
+
+
+async def postpone(connection: Connection, organization_id: UUID, reservation_id: UUID, *, seconds: float) -> None:
+    """Nothing can be done about a due reservation now: the sweep looks at it again after `seconds`."""
+    await connection.execute(POSTPONE, organization_id, reservation_id, seconds)
 
 
 async def erase_expired(connection: Connection, *, limit: int) -> int:

@@ -22,11 +22,16 @@ from outbox_runtime.postgres import AWAY, acquire
 from outbox_runtime.telemetry import context_of, traceparent_of
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim, renew
+from outbox_store.sweep import postpone
+from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.settle import Came, settle
 from outbox_worker.transport import Egress, Sent
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
+
+PARKED_SECONDS = 30.0
+"""When a reservation is looked at again while a contradiction of its key is examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +59,15 @@ async def execute(worker: Worker, wish: Claim) -> Claimed | NotClaimed | None:
     if not isinstance(verdict, Claimed):
         if isinstance(verdict, NotClaimed) and verdict.reason == "voided":
             await worker.wakeups.announce([wish.reservation_id])
+        if isinstance(verdict, NotClaimed) and verdict.reason == "parked" and wish.organization_id is not None:
+            async with acquire(worker.pool) as connection:
+                await postpone(connection, wish.organization_id, wish.reservation_id, seconds=PARKED_SECONDS)
         return verdict
-    contract = await worker.contracts.of(verdict.organization_id, verdict.tool, verdict.contract_version)
+    contract = await _contract(worker, verdict)
+    if contract is None:
+        # Nothing has left and nothing will: that is said, so that it does not end as a doubt when the lease lapses.
+        await settle(worker, verdict, None, Came(outcome=Outcome.UNSENT, reason="contract not readable"))
+        return verdict
     worker.metrics.queue_seconds.labels(tool=verdict.tool).observe(max(verdict.queued_seconds, 0.0))
     parent = context_of(verdict.traceparent)
     with worker.tracer.start_as_current_span("outbox.execute", context=parent, attributes={"outbox.tool": verdict.tool}) as span:
@@ -83,6 +95,19 @@ async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | No
         return verdict
 
 
+async def _contract(worker: Worker, attempt: Claimed) -> ToolContract | None:
+    """The contract that the reservation pins; None where it cannot be read. Postgres being away is waited for, as in settle."""
+    while True:
+        try:
+            return await worker.contracts.of(attempt.organization_id, attempt.tool, attempt.contract_version)
+        except ContractUnreadable as error:
+            log.error("contract-unreadable", reservation_id=str(attempt.reservation_id), tool=attempt.tool, reason=str(error))
+            return None
+        except AWAY as error:
+            log.warning("contract-unanswered", reservation_id=str(attempt.reservation_id), error=type(error).__name__)
+            await asyncio.sleep(0.05)
+
+
 async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, send_by: float) -> None:
     try:
         outgoing = await _outgoing(worker, attempt, contract)
@@ -92,6 +117,9 @@ async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, 
         log.exception("request-not-written", reservation_id=str(attempt.reservation_id), tool=attempt.tool)
         await settle(worker, attempt, contract, Came(outcome=Outcome.UNSENT, reason="request not written"))
         return
+    except asyncio.CancelledError:
+        await settle(worker, attempt, contract, Came(outcome=Outcome.UNSENT, reason="cut off before it was sent"))
+        raise
     came = Came(outcome=Outcome.UNKNOWN, reason="cut off", provider_key=outgoing.provider_key)
     try:
         async with _renewed(worker, attempt, contract):

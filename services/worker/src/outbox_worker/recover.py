@@ -12,7 +12,8 @@ import structlog
 from outbox_domain.recovery import RESEND_MARGIN_SECONDS, resend_in_seconds, settle_seconds
 from outbox_runtime.postgres import acquire
 from outbox_store.claim import Claim, NotClaimed
-from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person
+from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone
+from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS, ContractUnreadable
 from outbox_worker.execute import execute
 from outbox_worker.worker import Worker
 
@@ -30,14 +31,23 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
     for row in rows:
         if row.attempt_id is None:
             continue
-        contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+        # A lease lapses whether or not its contract can be read here; one that cannot must not keep the others from lapsing.
+        settle = UNREADABLE_SETTLE_SECONDS
+        again: float | None = UNREADABLE_SECONDS
+        try:
+            contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+        except ContractUnreadable as error:
+            log.error("contract-unreadable", reservation_id=str(row.reservation_id), tool=row.tool, reason=str(error))
+        else:
+            settle = settle_seconds(contract)
+            again = resend_in_seconds(contract, resends=row.resends, stored_failure=False, late_write=False)
         lapses.append(
             Lapse(
                 organization_id=row.organization_id,
                 reservation_id=row.reservation_id,
                 attempt_id=row.attempt_id,
-                settle_seconds=settle_seconds(contract),
-                recover_seconds=resend_in_seconds(contract, resends=row.resends, stored_failure=False, late_write=False),
+                settle_seconds=settle,
+                recover_seconds=again,
             )
         )
     if not lapses:
@@ -60,7 +70,13 @@ async def recover(worker: Worker, row: Due) -> Literal["resent", "left"]:
     Returns:
         `resent` when an attempt was made, `left` when nothing automatic is left to try now.
     """
-    contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+    try:
+        contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+    except ContractUnreadable as error:
+        log.error("contract-unreadable", reservation_id=str(row.reservation_id), tool=row.tool, reason=str(error))
+        async with acquire(worker.pool) as connection:
+            await postpone(connection, row.organization_id, row.reservation_id, seconds=UNREADABLE_SECONDS)
+        return "left"
     rule = contract.resend
     if rule is None or contract.guarantee_class != "A":
         await _leave(worker, row)

@@ -19,6 +19,7 @@ from outbox_store import settle as store
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX, Claimed
 from outbox_store.settle import ReceiptDraft, Settled, Settlement
+from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -48,17 +49,18 @@ class Came:
     reading: Reading | None = None
 
 
-async def settle(worker: Worker, attempt: Claimed, contract: ToolContract, came: Came) -> None:
+async def settle(worker: Worker, attempt: Claimed, contract: ToolContract | None, came: Came) -> None:
     """Close the attempt and move its reservation; wake who waits for it.
 
     Args:
         worker: what this process has.
         attempt: as it was claimed.
-        contract: pinned on the reservation.
+        contract: pinned on the reservation; None where it could not be read, so that nothing was sent.
         came: what the attempt came to.
     """
     with worker.tracer.start_as_current_span("outbox.settle"), worker.metrics.settle_seconds.labels(tool=attempt.tool).time():
-        keys = await worker.keyring.of(attempt.organization_id)
+        # Only words of the provider are sealed. What was never sent is settled also where the keys do not open.
+        keys = await worker.keyring.of(attempt.organization_id) if came.reading is not None else None
         settlement = _settlement(worker, attempt, contract, came, keys)
         result = await asyncio.shield(_until_written(worker, settlement))
         if isinstance(result, Failed):
@@ -100,16 +102,18 @@ async def _until_written(worker: Worker, settlement: Settlement) -> Settled | Fa
         return result
 
 
-def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract, came: Came, keys: Vault) -> Settlement:
+def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None, came: Came, keys: Vault | None) -> Settlement:
     reading = came.reading
     failure = reading.failure if reading is not None else None
     stored_failure = reading is not None and reading.stored_failure
     again_seconds = back_off_seconds(attempt.tries)
     if reading is not None and reading.retry_after_seconds is not None:
         again_seconds = max(again_seconds, reading.retry_after_seconds)
-    recover_seconds = resend_in_seconds(
-        contract, resends=attempt.resends, stored_failure=stored_failure, late_write=came.late_write
-    )
+    recover_seconds: float | None = UNREADABLE_SECONDS
+    if contract is not None:
+        recover_seconds = resend_in_seconds(
+            contract, resends=attempt.resends, stored_failure=stored_failure, late_write=came.late_write
+        )
     if recover_seconds is not None and reading is not None and reading.retry_after_seconds is not None:
         recover_seconds = max(recover_seconds, reading.retry_after_seconds)
     return Settlement(
@@ -122,23 +126,27 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract, came: 
         stored=reading is not None and reading.stored,
         stored_failure=stored_failure,
         late_write=came.late_write,
-        settle_seconds=settle_seconds(contract),
+        settle_seconds=UNREADABLE_SETTLE_SECONDS if contract is None else settle_seconds(contract),
         again_seconds=again_seconds,
         recover_seconds=recover_seconds,
         receipt=_receipt(worker, attempt, contract, came, keys),
         provider_status=came.provider_status,
         provider_code=failure.provider_code if failure is not None else None,
-        sealed_failure=None if failure is None else keys.seal_failure(attempt.reservation_id, asdict(failure)),
+        sealed_failure=None if failure is None or keys is None else keys.seal_failure(attempt.reservation_id, asdict(failure)),
         provider_seconds=came.provider_seconds,
         provider_key=came.provider_key,
         variance=_variance(attempt, reading),
     )
 
 
-def _receipt(worker: Worker, attempt: Claimed, contract: ToolContract, came: Came, keys: Vault) -> ReceiptDraft | None:
+def _receipt(
+    worker: Worker, attempt: Claimed, contract: ToolContract | None, came: Came, keys: Vault | None
+) -> ReceiptDraft | None:
     reading = came.reading
     if came.outcome is not Outcome.SUCCEEDED or reading is None or reading.external_reference is None:
         return None
+    if contract is None or keys is None:
+        raise AssertionError("an answer was read without its contract or its keys")
     return ReceiptDraft(
         id=worker.new_id(),
         provider=contract.provider,

@@ -79,6 +79,9 @@ class Sweep:
                     await self._erase()
             except AWAY as error:
                 log.warning("sweep-unanswered", error=type(error).__name__)
+            except Exception:
+                # One row that nobody foresaw must not end the sends of all others; wake-ups go on, and the next look may do.
+                log.exception("sweep-broke-off")
             await self._pause(stop)
         await self._drain()
 
