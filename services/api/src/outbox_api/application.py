@@ -10,6 +10,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from outbox_api.answers import Answer, problem
 from outbox_api.api import Api
+from outbox_api.exchange import Disconnected
 from outbox_api.openapi import document_bytes
 from outbox_api.routes import health, ledger_entries, receipts, reservations, scoped_keys, tool_calls
 from outbox_api.routes.door import answer_to_error, not_found, respond_with
@@ -56,7 +57,7 @@ def build(api: Api) -> Litestar:
             *health.routes(api),
             _openapi(),
         ],
-        exception_handlers={HTTPException: _refused_by_framework, Exception: _unexpected},
+        exception_handlers={HTTPException: _refused_by_framework, Disconnected: _nobody_there, Exception: _unexpected},
         openapi_config=None,
         logging_config=None,
         request_max_body_size=api.settings.body_bytes_max,
@@ -88,6 +89,11 @@ def _refused_by_framework(request: Request[Any, Any, Any], error: HTTPException)
     for name, value in headers.items():
         response.headers[name] = value
     return response
+
+
+def _nobody_there(request: Request[Any, Any, Any], error: Disconnected) -> Response[bytes]:
+    """The caller went away before its request was read; what is answered reaches nobody, and it is no error of ours."""
+    return respond_with(problem(OutboxError("invalid-request", "The request was not sent to its end.")))
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

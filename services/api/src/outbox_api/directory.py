@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+import structlog
+
 from outbox_api.cache import Cache
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError
@@ -20,6 +22,8 @@ from outbox_store import connections, organizations, runs, scoped_keys, tool_con
 from outbox_store.connections import ConnectionRow
 from outbox_store.organizations import Environment
 from outbox_store.runs import Run
+
+log = structlog.stdlib.get_logger("outbox.api.directory")
 
 KEY_AGE_SECONDS_MAX = 1.0
 CATALOG_AGE_SECONDS_MAX = 5.0
@@ -92,13 +96,17 @@ class Directory:
         """The tools as they were read last, without asking Postgres."""
         return self._tools.kept(organization_id) or {}
 
-    async def contract(self, organization_id: UUID, tool: str, version: int) -> ToolContract:
-        """One version of a tool's contract, as a reservation pins it.
+    async def contract(self, organization_id: UUID, tool: str, version: int) -> ToolContract | None:
+        """One version of a tool's contract, as a reservation pins it; None where this version of the program cannot read it.
 
         Raises:
             LookupError: it is not installed, which the reservation's foreign key rules out.
         """
-        return await self._contracts.get((organization_id, tool, version))
+        try:
+            return await self._contracts.get((organization_id, tool, version))
+        except (TypeError, ValueError):
+            log.error("contract-unreadable", tool=tool, version=version)
+            return None
 
     async def connection(self, key: ScopedKey, provider: str, name: str | None) -> ConnectionRow | None:
         """The provider's connection of this name in the key's environment, or its default."""
@@ -172,7 +180,13 @@ class Directory:
         for tool, (version, document) in newest.items():
             contract = self._contracts.kept((organization_id, tool, version))
             if contract is None:
-                contract = ToolContract.from_document(document)
+                try:
+                    contract = ToolContract.from_document(document)
+                except (TypeError, ValueError):
+                    # Of a newer version of this program, after a roll-back. Its tool is unknown here; all others go on. An older
+                    # version does not stand in: it may name the same effect differently.
+                    log.error("contract-unreadable", tool=tool, version=version)
+                    continue
                 self._contracts.put((organization_id, tool, version), contract)
             if contract.kind != "read":
                 tools[tool] = contract
