@@ -218,7 +218,6 @@ class ApiSettings(_Lifecycle):
     host: str = Field(default="127.0.0.1", description="Address the API binds to.")
     port: Port = Field(default=0, description="Port of the API; 0 takes a free one.")
     port_file: Path | None = Field(default=None, description="File to write the port to that was bound.")
-    workers: int = Field(default=1, ge=1, le=64, description="Granian workers of one API process.")
     wait_seconds: Seconds = Field(default=25.0, description="How long a caller waits that names no time.")
     wait_seconds_max: Seconds = Field(default=60.0, description="How long a caller may wait at most.")
     body_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest body that is read.")
