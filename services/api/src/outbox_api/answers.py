@@ -235,13 +235,13 @@ def not_final(facts: Facts, *, asked: Asked, after_seconds: float = ASK_AGAIN_SE
     )
 
 
-def answer_to(view: ReservationView, *, asked: Asked, contract: ToolContract, vault: Vault) -> Answer:
+def answer_to(view: ReservationView, *, asked: Asked, contract: ToolContract | None, vault: Vault) -> Answer:
     """What a tool call is answered while its reservation stands as it does.
 
     Args:
         view: the reservation.
         asked: who asks.
-        contract: the version that the reservation pins.
+        contract: the version that the reservation pins; without it (it cannot be read here) the tool stands for its summary.
         vault: opens the result and the provider's words.
     """
     facts = facts_of(view)
@@ -264,7 +264,7 @@ def answer_to(view: ReservationView, *, asked: Asked, contract: ToolContract, va
     return problem(error, facts=facts, replayed=not asked.first, failure=_failure(view, vault), headers=headers)
 
 
-def shown(view: ReservationView, *, contract: ToolContract, vault: Vault) -> dict[str, object]:
+def shown(view: ReservationView, *, contract: ToolContract | None, vault: Vault) -> dict[str, object]:
     """The skeleton of a reservation for somebody who looks at it: no problem, whatever its state."""
     facts = facts_of(view)
     if view.state is State.SUCCEEDED:
@@ -284,14 +284,18 @@ def shown(view: ReservationView, *, contract: ToolContract, vault: Vault) -> dic
     )
 
 
-def _succeeded(view: ReservationView, facts: Facts, *, asked: Asked, contract: ToolContract, vault: Vault) -> dict[str, object]:
+def _succeeded(
+    view: ReservationView, facts: Facts, *, asked: Asked, contract: ToolContract | None, vault: Vault
+) -> dict[str, object]:
     receipt = view.receipt
     if receipt is None:
         raise LookupError(f"the succeeded reservation {view.id} has no receipt")
     result = None if view.sealed_result is None else vault.open_result(view.id, view.sealed_result)
     replay: dict[str, object] | None = None
     if asked.first:
-        summary = messages.summarise(contract, result, view.amount, view.currency, view.reference)
+        summary = view.tool
+        if contract is not None:
+            summary = messages.summarise(contract, result, view.amount, view.currency, view.reference)
         message = messages.succeeded(summary, str(receipt.id))
     else:
         same_run = asked.run_id is not None and asked.run_id == view.run_id

@@ -242,6 +242,8 @@ async def same_effect(of: Reserver, wanted: Wanted, held: Held) -> list[str] | N
     mine = wanted.identity
     if held.contract_version != wanted.contract.version:
         contract = await of.directory.contract(wanted.key.organization_id, wanted.contract.tool, held.contract_version)
+        if contract is None:
+            raise LookupError("the contract that the holder pins cannot be read, so nobody can say whether both want the same")
         try:
             bound = bind(contract, wanted.call.input, connection_currency=wanted.connection.currency)
             mine = _identify(contract, bound, wanted.call, wanted.run, wanted.vault)
