@@ -223,9 +223,6 @@ class ApiSettings(_Lifecycle):
     body_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest body that is read.")
     body_depth_max: int = Field(default=64, ge=1, description="The deepest nesting of a body that is read.")
     drain_seconds: Seconds = Field(default=30.0, description="How long waiting callers are kept after SIGTERM.")
-    worker_public_key: SecretStr | None = Field(
-        default=None, description="PEM of the workers' public key; needed only where credentials are taken in."
-    )
 
 
 class WorkerSettings(_Lifecycle):
