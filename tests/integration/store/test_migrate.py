@@ -216,6 +216,21 @@ async def test_roles_are_made_once_by_runners_of_several_databases(stoppable_pos
             assert await value(database, "select has_table_privilege($1, 'reservations', 'SELECT')", role) is True
 
 
+async def test_the_worker_plans_its_statements_once(stoppable_postgres: StoppablePostgres) -> None:
+    """Made by the runner or by what it prints for a DBA: the worker's role reuses plans, the API's role plans its lists anew."""
+    settings = "select array_agg(rolname || ':' || coalesce(rolconfig[1], '') order by rolname) from pg_roles where rolname like 'outbox%'"
+    wanted = ["outbox_api:", "outbox_worker:plan_cache_mode=force_generic_plan"]
+    database = stoppable_postgres.server.empty_database()
+    connection = await asyncpg.connect(database.superuser_url)
+    await connection.execute(migrate.role_statements())
+    assert await connection.fetchval(settings) == wanted
+    for role in migrate.ROLES:
+        await connection.execute(f"drop role {role}")
+    await migrate.migrate(database.superuser_url, roles="create")
+    assert await connection.fetchval(settings) == wanted
+    await connection.close()
+
+
 async def test_a_grant_that_is_gone_from_the_file_is_revoked(empty_database: Database, folder: Path) -> None:
     """The file of grants is the whole truth: what it no longer says, a run takes back, columns included."""
     await run(empty_database, folder)

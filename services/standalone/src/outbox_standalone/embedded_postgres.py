@@ -43,6 +43,8 @@ SETTINGS: Mapping[str, str] = {
     "password_encryption": "scram-sha-256",
     "max_connections": "200",
     "wal_compression": "on",
+    # A new database has no statistics, and its plans are guesses until autovacuum first looks; a minute is long for a trial.
+    "autovacuum_naptime": "5s",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_destination": "stderr",
