@@ -61,6 +61,21 @@ class Exchange:
                 value = f"{self.headers[name]}, {value}"
             self.headers[name] = value
 
+    def said_once(self, *names: str) -> None:
+        """Refuse a request in which one of these headers stands twice: joined they would be a value that nobody meant.
+
+        Args:
+            names: of headers, in lower case.
+
+        Raises:
+            OutboxError: `invalid-input`.
+        """
+        for name in names:
+            if name in self.repeated:
+                expected = "this header once"
+                message = messages.invalid_input(name, expected)
+                raise OutboxError("invalid-input", f"{name}: expected {expected}.", message=message, path=name)
+
     async def body(self, bytes_max: int) -> bytes:
         """The body.
 

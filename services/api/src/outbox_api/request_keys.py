@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from outbox_api.answers import Answer
@@ -110,6 +111,7 @@ class RequestKeys:
             body,
             exchange.headers.get("outbox-run", "").encode(),
             exchange.headers.get("outbox-checkpoint", "").encode(),
+            _reach(key),
         )
         async with acquire(self._pool) as connection:
             taken = await request_keys.take(connection, of, digest, holder, lease_seconds=LEASE_SECONDS)
@@ -185,6 +187,16 @@ class RequestKeys:
         except AWAY as error:
             # Its lease ends by itself.
             log.info("request-key-not-released", error=type(error).__name__)
+
+
+def _reach(key: ScopedKey) -> bytes:
+    """What the scoped key adds to the meaning of a request: the project and run it acts in, and how far it reaches.
+
+    Two keys of one actor that differ here ask for different effects with the same bytes, so neither is told the other's answer;
+    a key that was renewed with the same bounds is.
+    """
+    bounds = [None if patterns is None else sorted(patterns) for patterns in (key.providers, key.tools)]
+    return msgspec.json.encode([key.acting_project, key.run, *bounds])
 
 
 def _name_of(of: RequestKey) -> str:

@@ -75,7 +75,9 @@ async def looked_at(
         handle: makes the answer for a key.
     """
     try:
-        answer = await handle(await authenticate(api.directory, request.headers.get("authorization")))
+        # All of them, as for a request that changes something: two proxies must not each believe another one.
+        authorization = ", ".join(request.headers.getall("authorization", []))
+        answer = await handle(await authenticate(api.directory, authorization))
     except Exception as error:
         # The one place where nothing may escape: the caller always gets the skeleton.
         answer = answer_to_error(error)

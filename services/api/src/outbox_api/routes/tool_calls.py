@@ -27,6 +27,7 @@ from outbox_runtime.postgres import AWAY
 from outbox_runtime.telemetry import context_of, trace_id_of, traceparent_of
 from outbox_store.reservations import ReservationView
 
+NAMES_IN_HEADERS = ("outbox-run", "outbox-checkpoint")
 UNKNOWN_TOOL = "unknown"
 """How metrics name a tool without a contract; its own name would be an unbounded label."""
 
@@ -59,6 +60,7 @@ async def _answered(api: Api, exchange: Exchange, key: ScopedKey, body: bytes) -
     with api.tracer.start_as_current_span("outbox.reserve", context=parent, kind=SpanKind.SERVER) as span:
         trace = Trace(traceparent=traceparent_of(span), trace_id=trace_id_of(span))
         try:
+            exchange.said_once(*NAMES_IN_HEADERS)
             call = ToolCall.read(document, exchange.headers)
             reserved = await reserve(api.reserver, key, call, trace)
         except Refused as refused:
@@ -170,6 +172,7 @@ def routes(api: Api) -> list[ASGIRouteHandler | HTTPRouteHandler]:
 
         async def handle(key: ScopedKey, body: bytes) -> Answer:
             document = json_text.parse(body, bytes_max=api.settings.body_bytes_max, depth_max=api.settings.body_depth_max)
+            exchange.said_once(*NAMES_IN_HEADERS)
             return await resolve(api.reserver, key, ToolCall.read(document, exchange.headers))
 
         return respond_with(await through(api, exchange, handle, keeps_answers=False))
