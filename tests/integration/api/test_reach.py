@@ -3,6 +3,7 @@
 What a key does not reach looks exactly like what does not exist.
 """
 
+from typing import Any
 from uuid import uuid4
 
 import httpx2
@@ -62,7 +63,7 @@ async def test_other_organization(api: RunningApi, scene: Scene) -> None:
     [{"providers": ["sandbox"]}, {"tools": ["stripe.customer.*"]}, {"run": "another"}, {"project": "other"}],
     ids=["providers", "tools", "run", "project"],
 )
-async def test_narrower_key(api: RunningApi, scene: Scene, bound: dict[str, object]) -> None:
+async def test_narrower_key(api: RunningApi, scene: Scene, bound: dict[str, Any]) -> None:
     """The same agent with a key bound elsewhere sees nothing of it, and neither does a member's key that is bound so."""
     done = await _done(api, scene, scene.agent_key, refund("pi_narrow"))
     if "project" in bound:
@@ -93,7 +94,7 @@ async def test_request_key_of_a_key_bound_elsewhere(api: RunningApi, scene: Scen
 
 
 @pytest.mark.parametrize("bound", [{"providers": ["stripe"]}, {"tools": ["stripe.*"]}], ids=["providers", "tools"])
-async def test_request_key_of_a_narrower_key(api: RunningApi, scene: Scene, bound: dict[str, object]) -> None:
+async def test_request_key_of_a_narrower_key(api: RunningApi, scene: Scene, bound: dict[str, Any]) -> None:
     """A stored answer is told only to a key that reaches as far as the one it was given to."""
     headers = {"Idempotency-Key": "one"}
     async with executing_all(scene), api.client(scene.agent_key) as wide, api.client(await scene.key(**bound)) as narrow:
