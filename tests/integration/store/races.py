@@ -76,7 +76,7 @@ class Store:
     async def reservation(self, id: object) -> asyncpg.Record:
         """All columns of a reservation and when somebody looks at it next."""
         record = await self.owner.fetchrow(
-            "select r.*, o.due_at, extract(epoch from o.due_at - now())::float8 as due_seconds, "
+            "select r.*, o.due_at, case when o.due_at = 'infinity' then 'infinity' else extract(epoch from o.due_at - now())::float8 end as due_seconds, "
             "extract(epoch from r.absence_counts_at - now())::float8 as absence_seconds "
             "from reservations r left join open_reservations o on o.reservation_id = r.id where r.id = $1",
             id,

@@ -102,63 +102,63 @@ async def test_service_roles_are_plain_roles(store: Store) -> None:
         assert await store.one("select has_schema_privilege($1, 'public', 'CREATE')", role) is False
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "select * from provider_credentials",
-        "select sealed from sealed_inputs",
-        "insert into attempts (id) values (gen_random_uuid())",
-        "insert into receipts (id) values (gen_random_uuid())",
-        "update reservations set state = 'succeeded'",
-        "update open_reservations set due_at = now()",
-        "delete from sealed_inputs",
-        "update tool_calls set answer_code = 'ok'",
-        "delete from tool_calls",
-        "update scoped_keys set expires_at = null",
-        "insert into tool_contracts (tool) values ('x')",
-        "insert into connections (id) values (gen_random_uuid())",
-        "update organizations set data_key_wrapped = ''",
-        "insert into members (roles) values ('{owner}')",
-        "insert into reservation_transitions values ('failed', 'reserved')",
-        "insert into epochs (number, cause) values (2, 'x')",
-        "select ledger_partitions_ensure(1)",
-        "create table mine (n int)",
-        "delete from schema_migrations",
-    ],
-)
-async def test_what_the_api_may_not_do(store: Store, statement: str) -> None:
+REFUSED_TO_THE_API = [
+    "select * from provider_credentials",
+    "select sealed from sealed_inputs",
+    "insert into attempts (id) values (gen_random_uuid())",
+    "insert into receipts (id) values (gen_random_uuid())",
+    "update reservations set state = 'succeeded'",
+    "update open_reservations set due_at = now()",
+    "delete from sealed_inputs",
+    "update tool_calls set answer_code = 'ok'",
+    "delete from tool_calls",
+    "update scoped_keys set expires_at = null",
+    "insert into tool_contracts (tool) values ('x')",
+    "insert into connections (id) values (gen_random_uuid())",
+    "update organizations set data_key_wrapped = ''",
+    "insert into members (roles) values ('{owner}')",
+    "insert into reservation_transitions values ('failed', 'reserved')",
+    "insert into epochs (number, cause) values (2, 'x')",
+    "select ledger_partitions_ensure(1)",
+    "create table mine (n int)",
+    "delete from schema_migrations",
+]
+
+
+async def test_what_the_api_may_not_do(store: Store) -> None:
     """The API reads no credential and no sealed input, sends nothing and settles nothing."""
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await store.api.execute(statement)
+    for statement in REFUSED_TO_THE_API:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await store.api.execute(statement)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "insert into reservations (id) values (gen_random_uuid())",
-        "insert into sealed_inputs (sealed) values ('')",
-        "insert into open_reservations (due_at) values (now())",
-        "delete from reservations",
-        "delete from attempts",
-        "delete from receipts",
-        "update receipts set owner = 'me'",
-        "delete from contradictions",
-        "update contradictions set closed_at = now()",
-        "update provider_credentials set sealed = ''",
-        "select * from scoped_keys",
-        "select * from request_keys",
-        "select * from tool_calls",
-        "select * from members",
-        "insert into runs (id) values (gen_random_uuid())",
-        "insert into reservation_transitions values ('failed', 'reserved')",
-        "update epochs set number = 2",
-        "create table mine (n int)",
-    ],
-)
-async def test_what_the_worker_may_not_do(store: Store, statement: str) -> None:
+REFUSED_TO_THE_WORKER = [
+    "insert into reservations (id) values (gen_random_uuid())",
+    "insert into sealed_inputs (sealed) values ('')",
+    "insert into open_reservations (due_at) values (now())",
+    "delete from reservations",
+    "delete from attempts",
+    "delete from receipts",
+    "update receipts set owner = 'me'",
+    "delete from contradictions",
+    "update contradictions set closed_at = now()",
+    "update provider_credentials set sealed = ''",
+    "select * from scoped_keys",
+    "select * from request_keys",
+    "select * from tool_calls",
+    "select * from members",
+    "insert into runs (id) values (gen_random_uuid())",
+    "insert into reservation_transitions values ('failed', 'reserved')",
+    "update epochs set number = 2",
+    "create table mine (n int)",
+]
+
+
+async def test_what_the_worker_may_not_do(store: Store) -> None:
     """The worker reserves nothing, reads no scoped key and closes no contradiction."""
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await store.worker.execute(statement)
+    for statement in REFUSED_TO_THE_WORKER:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await store.worker.execute(statement)
 
 
 async def test_what_the_services_do_they_may(store: Store) -> None:

@@ -118,7 +118,7 @@ STATEMENTS: list[tuple[str, ModuleType, str, str, str, Battery]] = [
     ("T3 asks for the open attempt, late answers", settle, "SETTLE", "and r.open_attempt_id = i.attempt_id and", "and", partial(test_settle.test_what_an_older_attempt_reports_late_is_evidence, outcome=Outcome.REJECTED, open_attempt=True)),
     ("T3 asks for the open attempt, arrays", settle, "SETTLE", "and r.open_attempt_id = i.attempt_id and", "and", rounds),
     ("T3 asks for the epoch", settle, "SETTLE", "and r.epoch = i.attempt_epoch as current", "as current", partial(test_settle.test_an_attempt_is_compared_by_its_id_and_its_epoch, outcome=Outcome.REJECTED, changes={"epoch": 2})),
-    ("an outcome speaks of its own attempt", settle, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", "", partial(test_settle.test_an_outcome_speaks_of_its_own_attempt_only, outcome=Outcome.REJECTED, stored=False, guarantee_class="A", first="failed", again="in_doubt", doubt="lapse")),
+    ("an outcome speaks of its own attempt", settle, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", "", partial(test_settle.test_an_outcome_speaks_of_its_own_attempt_only, doubt="lapse")),
     ("an outcome speaks of its own attempt, arrays", settle, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", "", rounds),
     ("a newer attempt is waited for", settle, "SETTLE", "then 'settled' else 'again' end", "then 'settled' else 'settled' end", partial(test_settle.test_a_late_success_that_waited_for_a_resend_closes_it, late=False)),
     ("a newer attempt is closed", settle, "SETTLE", "a.id in (j.attempt_id, j.open_attempt_id)", "a.id = j.attempt_id", partial(test_settle.test_a_late_success_settles_a_doubt_and_closes_a_newer_attempt, doubt="executing")),

@@ -219,50 +219,48 @@ async def test_holders_reads_without_writing(store: Store) -> None:
     assert await counts(store) == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "constraint"),
-    [
-        ({"scope": "run:6b3a55e0-0d9c-4c1f-8d0e-0d6f4f0c7c11"}, "reservation_scope"),
-        ({"scope": "anything"}, "reservation_scope"),
-        ({"operation_key": ""}, "reservations_operation_key_check"),
-        ({"operation_key": "k" * 513}, "reservations_operation_key_check"),
-        ({"occurrence": 0}, "reservations_occurrence_check"),
-        ({"input_digest": b"short"}, "reservations_input_digest_check"),
-        ({"review_digest": b"short"}, "reservations_review_digest_check"),
-        ({"currency": None}, "reservation_money"),
-        ({"currency": "eur"}, "reservations_currency_check"),
-        ({"guarantee_class": "D"}, "reservations_guarantee_class_check"),
-        ({"contract_version": 7}, "reservations_organization_id_tool_contract_version_fkey"),
-        ({"project_id": uuid4()}, "reservations_organization_id_project_id_fkey"),
-        ({"environment_id": uuid4()}, "reservations_organization_id_environment_id_fkey"),
-        ({"connection_id": uuid4()}, "reservations_organization_id_connection_id_fkey"),
-        ({"actor_id": uuid4()}, "reservations_organization_id_actor_id_fkey"),
-        ({"run_id": uuid4()}, "reservation_run"),
-        ({"lineage": uuid4()}, "reservation_run"),
-        ({"actor_id": None}, None),
-        ({"key_id": None}, None),
-        ({"owner": None}, None),
-        ({"sealed_input": None}, None),
-        ({"declared": {"note": "\ud800"}}, None),
-        ({"declared": {"note": "\x00"}}, None),
-        ({"declared": {"note": object()}}, None),
-        ({"operation_key": "a\x00b"}, None),
-        ({"amount": 2**70}, None),
-        ({"amount": "12"}, None),
-    ],
-    ids=str,
-)
-async def test_a_row_that_breaks_a_constraint_is_refused_alone(
-    store: Store, changes: dict[str, Any], constraint: str | None
-) -> None:
-    """A row that the schema refuses, or that has no form in it, comes back as failed; the rows beside it are won."""
-    rows = [store.world.row(), store.world.row(**changes), store.world.row()]
-    verdicts = await reserve(store.api, rows)
-    assert verdicts[0] == Won(id=rows[0].id)
-    assert verdicts[2] == Won(id=rows[2].id)
-    assert isinstance(verdicts[1], Failed)
-    assert verdicts[1].constraint == constraint
-    assert await store.count("reservations") == 2
+REFUSED: list[tuple[dict[str, Any], str | None]] = [
+    ({"scope": "run:6b3a55e0-0d9c-4c1f-8d0e-0d6f4f0c7c11"}, "reservation_scope"),
+    ({"scope": "anything"}, "reservation_scope"),
+    ({"operation_key": ""}, "reservations_operation_key_check"),
+    ({"operation_key": "k" * 513}, "reservations_operation_key_check"),
+    ({"occurrence": 0}, "reservations_occurrence_check"),
+    ({"input_digest": b"short"}, "reservations_input_digest_check"),
+    ({"review_digest": b"short"}, "reservations_review_digest_check"),
+    ({"currency": None}, "reservation_money"),
+    ({"currency": "eur"}, "reservations_currency_check"),
+    ({"guarantee_class": "D"}, "reservations_guarantee_class_check"),
+    ({"contract_version": 7}, "reservations_organization_id_tool_contract_version_fkey"),
+    ({"project_id": uuid4()}, "reservations_organization_id_project_id_fkey"),
+    ({"environment_id": uuid4()}, "reservations_organization_id_environment_id_fkey"),
+    ({"connection_id": uuid4()}, "reservations_organization_id_connection_id_fkey"),
+    ({"actor_id": uuid4()}, "reservations_organization_id_actor_id_fkey"),
+    ({"run_id": uuid4()}, "reservation_run"),
+    ({"lineage": uuid4()}, "reservation_run"),
+    ({"actor_id": None}, None),
+    ({"key_id": None}, None),
+    ({"owner": None}, None),
+    ({"sealed_input": None}, None),
+    ({"declared": {"note": "\ud800"}}, None),
+    ({"declared": {"note": "\x00"}}, None),
+    ({"declared": {"note": object()}}, None),
+    ({"operation_key": "a\x00b"}, None),
+    ({"amount": 2**70}, None),
+    ({"amount": "12"}, None),
+]
+"""Rows that the schema refuses, or that have no form in it, and the name of what refuses them."""
+
+
+async def test_a_row_that_breaks_a_constraint_is_refused_alone(store: Store) -> None:
+    """A row that cannot be stored comes back as failed with the constraint that refused it; the rows beside it are won."""
+    for changes, constraint in REFUSED:
+        rows = [store.world.row(), store.world.row(**changes), store.world.row()]
+        verdicts = await reserve(store.api, rows)
+        assert verdicts[0] == Won(id=rows[0].id)
+        assert verdicts[2] == Won(id=rows[2].id)
+        assert isinstance(verdicts[1], Failed), changes
+        assert verdicts[1].constraint == constraint, changes
+    assert await store.count("reservations") == 2 * len(REFUSED)
 
 
 async def test_a_value_too_large_for_an_index_is_refused_alone(store: Store) -> None:
@@ -331,15 +329,12 @@ async def test_the_holder_succeeds_meanwhile(store: Store) -> None:
     row = store.world.row("refund:pi_1")
     await reserve(store.api, [row])
     attempt = await claimed(store.worker, row)
-    holder = await store.another(store.database.worker_url)
-    async with holder.transaction():
-        await settle(holder, [settlement_of(attempt, Outcome.SUCCEEDED)], tries_max=TRIES_MAX)
-        waiting = asyncio.ensure_future(reserve(store.api, [store.world.row("refund:pi_1")]))
-        done, _ = await asyncio.wait([waiting], timeout=0.2)
-    [verdict] = await waiting
+    [verdict] = await store.beside(
+        lambda holder: settle(holder, [settlement_of(attempt, Outcome.SUCCEEDED)], tries_max=TRIES_MAX),
+        lambda other: reserve(other, [store.world.row("refund:pi_1")]),
+    )
     assert isinstance(verdict, Held)
-    assert verdict.id == row.id
-    assert verdict.state is (State.EXECUTING if done else State.SUCCEEDED)
+    assert (verdict.id, verdict.state) == (row.id, State.SUCCEEDED)
 
 
 async def test_the_holder_closes_between_the_two_statements(store: Store) -> None:

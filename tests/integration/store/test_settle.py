@@ -152,12 +152,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("outcome", "stored", "guarantee_class", "first", "again"), CASES)
 @pytest.mark.parametrize("doubt", [None, "answer", "lapse"], ids=["first attempt", "after an unknown answer", "after a lapse"])
-async def test_an_outcome_speaks_of_its_own_attempt_only(
+async def test_an_outcome_speaks_of_its_own_attempt_only(store: Store, doubt: str | None) -> None:
+    """Each outcome moves a first attempt as the table says; while an earlier attempt is unknown only a success, or a refusal that class A stores, ends the doubt."""
+    for outcome, stored, guarantee_class, first, again in CASES:
+        await one_outcome(store, outcome, stored, guarantee_class, first, again, doubt)
+
+
+async def one_outcome(
     store: Store, outcome: Outcome, stored: bool, guarantee_class: str, first: str, again: str, doubt: str | None
 ) -> None:
-    """Each outcome moves a first attempt as the table says; while an earlier attempt is unknown only a success, or a refusal that class A stores, ends the doubt."""
+    """One row of the table: the attempt, its outcome, and all that must have followed."""
     attempt = await sent(store, guarantee_class=guarantee_class)
     if doubt == "answer":
         await settled(store.worker, attempt, UNKNOWN)
@@ -178,8 +183,9 @@ async def test_an_outcome_speaks_of_its_own_attempt_only(
     assert (record["doubt_since"] is not None) == (after is State.IN_DOUBT or doubt is not None)
     closed = await store.attempt(attempt.attempt_id)
     assert (closed["outcome"], closed["closed_by"], closed["stored"]) == (outcome.value, "answer", stored)
-    assert await store.count("sealed_inputs") == (after in (State.RESERVED, State.IN_DOUBT))
-    assert await store.count("receipts") == (after is State.SUCCEEDED)
+    of = f"reservation_id = '{attempt.reservation_id}'"
+    assert await store.count("sealed_inputs", of) == (after in (State.RESERVED, State.IN_DOUBT))
+    assert await store.count("receipts", of) == (after is State.SUCCEEDED)
     kind = {"succeeded": "settled", "failed": "settled", "in_doubt": "in-doubt", "reserved": "reserved"}[after.value]
     assert (await store.entries(attempt.reservation_id))[-1] == (kind, "executing", after.value)
 
@@ -513,32 +519,29 @@ async def test_the_input_lives_until_settlement_and_the_words_of_a_failure_for_a
     assert await store.count("sealed_results", "kind = 'result' and expires_at is null") == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "constraint"),
-    [
-        ({"external_reference": ""}, "receipts_external_reference_check"),
-        ({"external_reference": "é" * 501}, "receipts_external_reference_check"),
-        ({"external_reference": "a\x00b"}, None),
-        ({"external_reference": "a\ud800b"}, None),
-        ({"evidence": [{"kind": "answer", "detail": "\ud800"}]}, None),
-        ({"evidence": [{"kind": "answer", "detail": "\x00"}]}, None),
-        ({"confidence": "sure"}, "receipts_confidence_check"),
-    ],
-    ids=str,
-)
-async def test_an_answer_that_cannot_be_stored_takes_no_other_along(
-    store: Store, changes: dict[str, Any], constraint: str | None
-) -> None:
+NOT_STORABLE: list[tuple[dict[str, Any], str | None]] = [
+    ({"external_reference": ""}, "receipts_external_reference_check"),
+    ({"external_reference": "é" * 501}, "receipts_external_reference_check"),
+    ({"external_reference": "a\x00b"}, None),
+    ({"external_reference": "a\ud800b"}, None),
+    ({"evidence": [{"kind": "answer", "detail": "\ud800"}]}, None),
+    ({"evidence": [{"kind": "answer", "detail": "\x00"}]}, None),
+    ({"confidence": "sure"}, "receipts_confidence_check"),
+]
+
+
+async def test_an_answer_that_cannot_be_stored_takes_no_other_along(store: Store) -> None:
     """What a provider answers may not fit the schema; its own settlement fails and is then written as unknown, the others stand."""
-    attempts = [await sent(store) for _ in range(3)]
-    settlements = [settlement_of(attempt, SUCCEEDED) for attempt in attempts]
-    assert settlements[1].receipt is not None
-    settlements[1] = replace(settlements[1], receipt=replace(settlements[1].receipt, **changes))
-    verdicts = await settle_all(store.worker, settlements)
-    assert isinstance(verdicts[1], Failed)
-    assert verdicts[1].constraint == constraint
-    assert verdicts[0] == verdicts[2] == Settled(verdict="settled", state=State.SUCCEEDED)
-    assert (await settled(store.worker, attempts[1], UNKNOWN)).state is State.IN_DOUBT
+    for changes, constraint in NOT_STORABLE:
+        attempts = [await sent(store) for _ in range(3)]
+        settlements = [settlement_of(attempt, SUCCEEDED) for attempt in attempts]
+        assert settlements[1].receipt is not None
+        settlements[1] = replace(settlements[1], receipt=replace(settlements[1].receipt, **changes))
+        verdicts = await settle_all(store.worker, settlements)
+        assert isinstance(verdicts[1], Failed), changes
+        assert verdicts[1].constraint == constraint
+        assert verdicts[0] == verdicts[2] == Settled(verdict="settled", state=State.SUCCEEDED)
+        assert (await settled(store.worker, attempts[1], UNKNOWN)).state is State.IN_DOUBT
 
 
 async def test_a_provider_code_that_is_no_code_is_refused(store: Store) -> None:
