@@ -28,6 +28,14 @@ async def store(shared_database: Database) -> AsyncIterator[Store]:
 
 
 @pytest_asyncio.fixture
+async def stray_store(shared_database: Database) -> AsyncIterator[Store]:
+    """A store of this test's organization whose rows may break invariants; for modules that ask for none after their tests."""
+    opened = await Store.open(shared_database)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
 async def own_store(database: Database) -> AsyncIterator[Store]:
     """A store in a database that this test may break."""
     opened = await Store.open(database)
