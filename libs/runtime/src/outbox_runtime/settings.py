@@ -220,6 +220,10 @@ class ApiSettings(_Lifecycle):
     port_file: Path | None = Field(default=None, description="File to write the port to that was bound.")
     wait_seconds: Seconds = Field(default=25.0, description="How long a caller waits that names no time.")
     wait_seconds_max: Seconds = Field(default=60.0, description="How long a caller may wait at most.")
+    waiting_callers_max: int = Field(
+        default=3_000, ge=1, description="Callers who wait in one process at once; who comes beyond them is answered 202 at once."
+    )
+    body_seconds_max: Seconds = Field(default=30.0, description="How long a body may take to arrive.")
     body_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest body that is read.")
     body_depth_max: int = Field(default=64, ge=1, description="The deepest nesting of a body that is read.")
     drain_seconds: Seconds = Field(default=30.0, description="How long waiting callers are kept after SIGTERM.")

@@ -20,13 +20,15 @@ async def await_receipt(
         waiters: of this process.
         organization_id: of the caller.
         reservation_id: what is waited for.
-        seconds: how long at most.
+        seconds: how long at most; not at all where as many wait in this process as may.
         look_first: read before waiting, because it may be final already.
 
     Returns:
         The reservation as it was read last; None where it was not read: the caller neither looks nor waits, or Postgres went away
         meanwhile, or the row did.
     """
+    if waiters.full:
+        seconds = 0.0
     if seconds <= 0 and not look_first:
         return None
     until = time.monotonic() + seconds

@@ -76,14 +76,16 @@ class Exchange:
                 message = messages.invalid_input(name, expected)
                 raise OutboxError("invalid-input", f"{name}: expected {expected}.", message=message, path=name)
 
-    async def body(self, bytes_max: int) -> bytes:
+    async def body(self, bytes_max: int, *, seconds_max: float) -> bytes:
         """The body.
 
         Args:
             bytes_max: how many bytes are read at most.
+            seconds_max: how long it may take to arrive; a caller who trickles it holds a connection that others need.
 
         Raises:
-            OutboxError: `too-large`; `unsupported-media-type` where it is not said to be plain JSON.
+            OutboxError: `too-large`; `invalid-request` where it did not arrive in time; `unsupported-media-type` where it is not
+                said to be plain JSON.
             Disconnected: the caller went away.
         """
         self._expect_json()
@@ -92,12 +94,16 @@ class Exchange:
             raise too_large(bytes_max)
         parts: list[bytes] = []
         size = 0
-        while not self._read_whole:
-            part = await self._part()
-            size += len(part)
-            if size > bytes_max:
-                raise too_large(bytes_max)
-            parts.append(part)
+        try:
+            async with asyncio.timeout(seconds_max):
+                while not self._read_whole:
+                    part = await self._part()
+                    size += len(part)
+                    if size > bytes_max:
+                        raise too_large(bytes_max)
+                    parts.append(part)
+        except TimeoutError:
+            raise OutboxError("invalid-request", f"The body did not arrive within {seconds_max:g} s.", path="$") from None
         return b"".join(parts)
 
     async def discard(self) -> None:

@@ -98,7 +98,7 @@ async def _serve(
             settings=settings,
             pool=pool,
             directory=Directory(pool, wrapping_key),
-            waiters=Waiters(pool),
+            waiters=Waiters(pool, callers_max=settings.waiting_callers_max),
             wakeups=wakeups,
             request_keys=RequestKeys(pool, new_id),
             tool_calls=ToolCallLog(pool),

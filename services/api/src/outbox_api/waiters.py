@@ -51,15 +51,21 @@ class Watch:
 class Waiters:
     """The reservations that callers of this process wait for."""
 
-    def __init__(self, pool: Pool) -> None:
-        """Reads from `pool`."""
+    def __init__(self, pool: Pool, *, callers_max: int) -> None:
+        """Reads from `pool`; beyond `callers_max` nobody waits."""
         self._pool = pool
+        self._callers_max = callers_max
         self._watches: dict[UUID, Watch] = {}
         self._some = asyncio.Event()
         self.callers = 0
         """How many callers wait."""
         self.draining = False
         """True once the process is to end: whoever waits is answered now."""
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may: one agent's patience must not take up every connection of the process."""
+        return self.callers >= self._callers_max
 
     @contextlib.contextmanager
     def watching(self, organization_id: UUID, reservation_id: UUID) -> Iterator[Watch]:

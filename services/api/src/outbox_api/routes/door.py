@@ -40,7 +40,7 @@ async def through(api: Api, exchange: Exchange, handle: Handle, *, keeps_answers
     """
     try:
         key = await authenticate(api.directory, exchange.headers.get("authorization"))
-        body = await exchange.body(api.settings.body_bytes_max)
+        body = await exchange.body(api.settings.body_bytes_max, seconds_max=api.settings.body_seconds_max)
         name = read_header(exchange) if keeps_answers else None
         if name is None:
             return await handle(key, body)
