@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 import msgspec
 import structlog
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.jobs import serialize_job
 from arq.worker import Worker, func
 from redis.asyncio.client import Pipeline
@@ -406,6 +406,41 @@ class _KickedWorker(Worker):
                 async with asyncio.timeout(self.poll_delay_s):
                     await self.kicked.wait()
 
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Take messages as arq does, but in one round trip for as many as there is room for, instead of four for each."""
+        waiting = [job_id for raw in job_ids if (job_id := raw.decode()) not in self.tasks]
+        while waiting and not self.full:
+            room = self.max_jobs - self.job_counter
+            asked, waiting = waiting[:room], waiting[room:]
+            async with self.pool.pipeline(transaction=False) as pipe:
+                for job_id in asked:
+                    # What arq's WATCH and MULTI come to: one worker sets the key, the others see that it is set.
+                    pipe.set(in_progress_key_prefix + job_id, b"1", nx=True, px=int(self.in_progress_timeout_s * 1000))
+                    pipe.zscore(self.queue_name, job_id)
+                answers = await pipe.execute()
+            over = []
+            for job_id, taken, score in zip(asked, answers[::2], answers[1::2], strict=True):
+                if taken and score is not None:
+                    await self._start(job_id, int(score))
+                elif taken:
+                    over.append(in_progress_key_prefix + job_id)  # Another worker has finished it since the look.
+            if over:
+                await self.pool.delete(*over)
+
+    async def _start(self, job_id: str, score: int) -> None:
+        await self.sem.acquire()
+        self.job_counter += 1
+        task = self.loop.create_task(self.run_job(job_id, score))
+        task.add_done_callback(self._ended)
+        self.tasks[job_id] = task
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        was_full = self.full
+        self._release_sem_dec_counter_on_complete()
+        if was_full:
+            # Messages may have been left in the queue for want of room.
+            self.kicked.set()
+
     @property
     def full(self) -> bool:
         """True while it holds as many messages as it may."""
@@ -523,17 +558,13 @@ class Doorbell:
     def _worker(self, client: ArqRedis, names: _Names) -> _KickedWorker:
         # arq says two lines for every ring; what happened to a reservation is said elsewhere.
         logging.getLogger("arq").setLevel(logging.WARNING)
-        worker: _KickedWorker
 
         async def ring(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> None:
-            was_full = worker.full
             for payload in args:
                 # Shielded: when Redis goes away arq cancels this coroutine, not what it set going.
                 await asyncio.shield(self._ring(read_ids(str(payload))))
-            if was_full:
-                worker.kicked.set()
 
-        worker = _KickedWorker(
+        return _KickedWorker(
             accepting=self._accepting,
             functions=[func(ring, name=RING, keep_result=0, timeout=RING_SECONDS_MAX, max_tries=1)],
             redis_pool=client,
@@ -553,4 +584,3 @@ class Doorbell:
             job_deserializer=_read_message,
             log_results=False,
         )
-        return worker
