@@ -51,6 +51,48 @@ def test_killed_between_reserving_and_the_wake_up(up: OutboxUp) -> None:
         up.wait_replaced("worker", workers)
 
 
+@pytest.mark.parametrize("commits", [True, False])
+def test_killed_while_reserving(up: OutboxUp, commits: bool) -> None:
+    """Killed while T1 is under way: whether it commits without its API or not at all, the repeated call has one effect."""
+    wish = a_refund()
+    apis = up.pids("api")
+    lock = up.lock_new_reservations()
+    waiting = wish.later(up)
+    up.wait(lock.waiting, "T1 to wait for the lock")
+    up.kill(*apis)
+    with pytest.raises(Unanswered):
+        waiting.result()
+    if not commits:
+        lock.end_waiting()
+    lock.release()
+    known = "select count(*) from reservations where operation_key = $1"
+    key = f"refund:pi_{wish.token}"
+    if commits:
+        up.wait(lambda: up.ledger.value(known, key), "the reservation to be committed")
+        up.wait(lambda: wish.effects(up), "the sweep to find it", deadline_seconds=TAKEN_UP_SECONDS)
+    else:
+        assert up.ledger.value(known, key) == 0
+    answer = wish.until_answered(up, deadline_seconds=30)
+    assert (answer.status, answer.document["replayed"]) == (200, commits)
+    assert up.outcomes(UUID(answer.document["reservation_id"])) == ["succeeded"]
+    assert len(wish.effects(up)) == 1
+    up.wait_replaced("api", apis)
+
+
+def test_session_lost_while_reserving(up: OutboxUp) -> None:
+    """Postgres ends the session in which T1 waits: the API sends the same row again, and the caller notices nothing."""
+    wish = a_mail()
+    lock = up.lock_new_reservations()
+    waiting = wish.later(up)
+    up.wait(lock.waiting, "T1 to wait for the lock")
+    lock.end_waiting()
+    lock.release()
+    answer = waiting.result()
+    assert (answer.status, answer.document["replayed"]) == (200, False), answer.body
+    assert up.outcomes(UUID(answer.document["reservation_id"])) == ["succeeded"]
+    assert len(wish.effects(up)) == 1
+
+
 def test_killed_while_callers_wait(up: OutboxUp) -> None:
     """Killed while callers wait for a send: the effect goes on, and whoever asks again joins it and gets the one receipt."""
     wishes = [a_refund(), a_mail()]

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.effects import Wish, a_mail, a_refund, a_ticket
-from tests.support.outbox_up import OutboxUp, RowLock
+from tests.support.outbox_up import Lock, OutboxUp
 from tests.support.processes import gone
 
 TAKEN_UP_SECONDS = 15.0
@@ -58,7 +58,7 @@ class Arrangement:
         self.struck[edge] = Struck(wish=wish, id=id)
         return id
 
-    def at_claim(self, **wishes: Wish) -> dict[str, RowLock]:
+    def at_claim(self, **wishes: Wish) -> dict[str, Lock]:
         """The claims have been sent and wait for locks; released after the worker was frozen, they commit and nothing is sent."""
         self.up.freeze(self.worker)
         locks = {}
@@ -71,7 +71,7 @@ class Arrangement:
             self.up.wait(lock.waiting, f"the claim of {edge} to wait for the lock")
         return locks
 
-    def at_settle(self, **wishes: Wish) -> dict[str, RowLock]:
+    def at_settle(self, **wishes: Wish) -> dict[str, Lock]:
         """The answers are there, and the settlements have been sent and wait for locks."""
         locks = {}
         for edge, wish in wishes.items():
@@ -117,15 +117,10 @@ def killed(stack: OutboxUp) -> Iterator[Scene]:
         arranged.struck["reserved"] = Struck(wish=before_claim, id=before_claim.start(up))
         settlements["settled"].release()
         up.wait_state(arranged.struck["settled"].id, "succeeded")
-        # The settlements that wait at their locks must not commit after their worker's death: their sessions end with it.
-        waiting = [pid for edge in ("settling", "settling_mail") for pid in settlements[edge].waiting()]
         up.kill(arranged.worker, arranged.other)
-        for pid in waiting:
-            up.ledger.rows("select pg_terminate_backend($1)", pid)
-        up.wait(
-            lambda: not up.ledger.rows("select pid from pg_stat_activity where pid = any($1::int[])", waiting),
-            "the end of sessions",
-        )
+        # The settlements that wait at their locks must not commit after their worker's death: their sessions end with it.
+        for edge in ("settling", "settling_mail"):
+            settlements[edge].end_waiting()
         for lock in settlements.values():
             lock.release()
         scene = arranged.scene()
@@ -247,6 +242,28 @@ def test_frozen_before_the_send_says_so(up: OutboxUp, frozen: Scene) -> None:
     up.wait_state(frozen["claimed_mail"].id, "succeeded")
     assert up.outcomes(frozen["claimed_mail"].id) == ["unsent", "succeeded"]
     assert len(frozen["claimed_mail"].wish.effects(up)) == 1
+
+
+def test_sessions_lost_in_claim_and_settle(up: OutboxUp) -> None:
+    """Postgres ends the sessions in which a claim and a settlement wait: both are sent again, and nothing is lapsed or sent twice."""
+    claiming, settling = a_mail(), a_mail()
+    up.freeze(*up.pids("worker"))
+    claimed = claiming.start(up)
+    claim = up.lock(claimed)
+    up.thaw(*up.pids("worker"))
+    up.wait(claim.waiting, "the claim to wait for the lock")
+    claim.end_waiting()
+    claim.release()
+    up.wait_state(claimed, "succeeded")
+    settled = settling.start_faulty(up, "delay", delay_seconds=1.0)
+    settlement = up.lock(settled)
+    up.wait(settlement.waiting, "the settlement to wait for the lock")
+    settlement.end_waiting()
+    settlement.release()
+    up.wait_state(settled, "succeeded")
+    for wish, id in ((claiming, claimed), (settling, settled)):
+        assert up.outcomes(id) == ["succeeded"]
+        assert len(wish.effects(up)) == 1
 
 
 def test_sigterm_drains(up: OutboxUp) -> None:

@@ -205,18 +205,18 @@ class Ledger:
         raise AssertionError("unreachable")
 
 
-class RowLock:
-    """A superuser's transaction that holds the row of a reservation, so that claim and settle wait for it."""
+class Lock:
+    """A superuser's transaction that holds a lock, so that statements of the services wait for it."""
 
-    def __init__(self, ledger: Ledger, reservation_id: UUID) -> None:
-        """Takes the lock; it waits where somebody else has it."""
+    def __init__(self, ledger: Ledger, statement: str, *arguments: object) -> None:
+        """Takes the lock by a statement; it waits where somebody else has it."""
         self._ledger = ledger
-        self._connection = ledger.run(self._take(reservation_id))
+        self._connection = ledger.run(self._take(statement, arguments))
 
-    async def _take(self, reservation_id: UUID) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _take(self, statement: str, arguments: Sequence[object]) -> "asyncpg.Connection[asyncpg.Record]":
         connection = await self._ledger.connect()
         await connection.execute("begin")
-        await connection.fetch("select id from reservations where id = $1 for update", reservation_id)
+        await connection.fetch(statement, *arguments)
         return connection
 
     def release(self) -> None:
@@ -229,6 +229,16 @@ class RowLock:
         mine = self._connection.get_server_pid()
         found = self._ledger.rows("select pid from pg_stat_activity where $1 = any(pg_blocking_pids(pid))", mine)
         return [row["pid"] for row in found]
+
+    def end_waiting(self) -> None:
+        """Ends the sessions that wait for this lock, so that their statements never commit, and waits until they are gone."""
+        pids = self.waiting()
+        self._ledger.rows("select pg_terminate_backend(pid) from unnest($1::int[]) as i (pid)", pids)
+        wait_until(
+            lambda: not self._ledger.rows("select pid from pg_stat_activity where pid = any($1::int[])", pids),
+            deadline_seconds=15,
+            what=f"the end of the sessions {pids}",
+        )
 
 
 class OutboxUp:
@@ -257,7 +267,7 @@ class OutboxUp:
         self._admin_key: str = ready["admin_key"]
         self._callers = ThreadPoolExecutor(CALLERS_MAX, thread_name_prefix="caller")
         self._frozen: set[int] = set()
-        self._locks: list[RowLock] = []
+        self._locks: list[Lock] = []
         self._lost_attempts: Counter[str] = Counter()
 
     def ready(self) -> dict[str, Any]:
@@ -378,9 +388,19 @@ class OutboxUp:
         """How many requests of a tool the sandbox provider has received."""
         return len(self.sandbox.requests(path=PATHS[tool], method="POST"))
 
-    def lock(self, reservation_id: UUID) -> RowLock:
-        """Holds a reservation's row until released, at the latest when the test is over."""
-        taken = RowLock(self.ledger, reservation_id)
+    def lock(self, reservation_id: UUID) -> Lock:
+        """Holds a reservation's row until released, at the latest when the test is over: claim and settle wait for it."""
+        return self._lock("select id from reservations where id = $1 for update", reservation_id)
+
+    def lock_new_reservations(self) -> Lock:
+        """Holds up whoever reserves: T1 has done its work and waits, before it commits, to see that its actor exists.
+
+        A lock of a table would not do: a statement that is new to its session waits for that already when it is prepared.
+        """
+        return self._lock("select id from actors for update")
+
+    def _lock(self, statement: str, *arguments: object) -> Lock:
+        taken = Lock(self.ledger, statement, *arguments)
         self._locks.append(taken)
         return taken
 
