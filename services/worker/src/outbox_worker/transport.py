@@ -92,6 +92,8 @@ class _Sending:
 
     send_by: float
     deadline_seconds: float
+    body_follows: bool = False
+    head: bytes = b""
     stream: "_Watched | None" = None
     first_write_at: float | None = None
     last_write_at: float | None = None
@@ -118,6 +120,11 @@ class _Watched(httpcore2.AsyncNetworkStream):
         if not buffer:
             return
         sending = _sending.get()
+        if sending.body_follows:
+            # The head leaves together with the body: one segment and one TLS record instead of two.
+            sending.body_follows, sending.head = False, buffer
+            return
+        buffer, sending.head = sending.head + buffer, b""
         sending.stream = self
         raw = self._inner.get_extra_info("socket")
         now = time.monotonic()
@@ -280,7 +287,7 @@ class Transport:
         """
         outside_transaction_only("a request to a provider")
         pool = await self._pool(connection, fresh=fresh_connection)
-        sending = _Sending(send_by=send_by, deadline_seconds=deadline_seconds)
+        sending = _Sending(send_by=send_by, deadline_seconds=deadline_seconds, body_follows=bool(wire.body))
         mark = _sending.set(sending)
         try:
             request = self._request(wire, connection, deadline_seconds, traceparent, connect_seconds, pool_seconds)
