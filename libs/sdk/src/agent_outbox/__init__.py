@@ -1,1 +1,34 @@
-"""The Python client and the outbox command line."""
+"""The Python client and the outbox command line.
+
+`Outbox` and `AsyncOutbox` ask a gateway for effects; `ToolCall` is what they ask for; `Done`, `Waiting`, `Refused` and `InDoubt`
+are what comes of it; `agent_outbox.errors` has an exception for every problem.
+"""
+
+from agent_outbox.client import AsyncOutbox, Outbox, ResolveResult
+from agent_outbox.errors import ERRORS, OutboxError, Retry
+from agent_outbox.receipt import Receipt
+from agent_outbox.results import CallResult, Done, InDoubt, Refused, Reservation, Resolution, Waiting
+from agent_outbox.settings import UNSET, Settings
+from agent_outbox.tool_call import ToolCall, model_name, tool_name
+
+__all__ = [
+    "ERRORS",
+    "UNSET",
+    "AsyncOutbox",
+    "CallResult",
+    "Done",
+    "InDoubt",
+    "Outbox",
+    "OutboxError",
+    "Receipt",
+    "Refused",
+    "Reservation",
+    "Resolution",
+    "ResolveResult",
+    "Retry",
+    "Settings",
+    "ToolCall",
+    "Waiting",
+    "model_name",
+    "tool_name",
+]
