@@ -179,7 +179,7 @@ async def one_outcome(
     assert record["open_attempt_id"] is None
     assert record["refusal_stored"] == (after is State.FAILED and stored)
     assert record["unknown_attempts"] == (doubt is not None) + (outcome is UNKNOWN)
-    assert record["tries"] == (after is State.RESERVED)
+    assert record["tries"] == (outcome in (UNSENT, DEFERRED))
     assert (record["doubt_since"] is not None) == (after is State.IN_DOUBT or doubt is not None)
     closed = await store.attempt(attempt.attempt_id)
     assert (closed["outcome"], closed["closed_by"], closed["stored"]) == (outcome.value, "answer", stored)
@@ -352,6 +352,32 @@ async def test_a_write_that_left_late_freezes_the_doubt(store: Store, when: str)
     assert refused == NotClaimed(reservation_id=attempt.reservation_id, reason="no-resend")
     assert (await settle_all(store.worker, [late]))[0] == Settled(verdict="already", state=State.IN_DOUBT)
     assert await settled(store.worker, attempt, SUCCEEDED) == Settled(verdict="settled", state=State.SUCCEEDED)
+
+
+@pytest.mark.parametrize("when", ["in time", "after the lapse", "while a resend is open", "as a resend lapses unseen"])
+async def test_a_late_write_puts_off_the_time_from_which_an_absence_counts(store: Store, when: str) -> None:
+    """After a late write is reported an absence counts a settle time later, however long ago the lease was over.
+
+    Found by the model: a process stops, its lease lapses, the settle time is nearly over, it wakes and writes. A person who looks at
+    the provider a moment later sees nothing yet.
+    """
+    attempt = await sent(store)
+    newest = attempt
+    if when != "in time":
+        await lapsed(store, attempt)
+        await store.owner.execute("update reservations set absence_counts_at = now() where id = $1", attempt.reservation_id)
+    if "resend" in when:
+        newest = await sent_again(store, attempt)
+    if when == "as a resend lapses unseen":
+        await store.owner.execute("update attempts set lease_until = now() - interval '1 hour' where id = $1", newest.attempt_id)
+    await settled(store.worker, attempt, UNKNOWN, late_write=True, settle_seconds=120.0)
+    if when == "while a resend is open":
+        await settled(store.worker, newest, UNSENT, settle_seconds=0.0)
+    elif newest is not attempt:
+        assert await lapse(store.worker, [lapse_of(newest)]) == [attempt.reservation_id]
+    record = await store.reservation(attempt.reservation_id)
+    assert record["state"] == "in_doubt"
+    assert record["absence_seconds"] == pytest.approx(130.0 if when == "in time" else 120.0, abs=5.0)
 
 
 async def test_a_late_write_that_was_refused_ends_as_its_refusal(store: Store) -> None:

@@ -4,7 +4,8 @@ An outcome speaks of its own attempt only: while an earlier attempt is unknown, 
 sent leaves the reservation in doubt. A success with a receipt settles from whichever attempt and however late. Both
 rules, and why, are in design section 4; the decision is taken from the reservation's own columns under its own lock.
 What came too late to decide anything is noted on its attempt, so that the same settlement sent again adds nothing. One
-thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile.
+thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile,
+and puts off the time from which an absence counts: what left after the lease commits later than a lapse could know.
 """
 
 from collections.abc import Sequence
@@ -205,7 +206,8 @@ with input as (
       or j.freezes and not a.late_write)
   returning a.organization_id, a.reservation_id as id
 ), frozen as (
-  update reservations r set late_write = true, changed_at = now()
+  update reservations r set late_write = true, changed_at = now(),
+    absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))
   from judged j
   where (r.organization_id, r.id) = (j.organization_id, j.id) and j.verdict = 'late' and j.freezes
 ), received as (
