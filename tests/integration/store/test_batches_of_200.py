@@ -74,7 +74,8 @@ class Reservation:
             return "parked"
         if not self.due:
             return "not-due"
-        if self.state is State.IN_DOUBT and (self.late_write or self.stored_failure or self.resends >= RESENDS_MAX):
+        used_up = self.resends >= RESENDS_MAX or self.tries >= TRIES_MAX
+        if self.state is State.IN_DOUBT and (self.late_write or self.stored_failure or used_up):
             return "no-resend"
         return "claim"
 
@@ -116,6 +117,7 @@ class Reservation:
                 self.state = State.FAILED
             elif self.unknown:
                 self.state = State.IN_DOUBT
+                self._give_back(outcome)
                 self.due = settlement.recover_seconds == 0.0 and not self.late_write
             else:
                 self._try_again(settlement)
@@ -124,11 +126,17 @@ class Reservation:
         if takes_back and attempt.outcome is Outcome.UNKNOWN and not self.late_write:
             attempt.outcome, attempt.by_answer = outcome, True
             if self.unknown:
+                self._give_back(outcome)
                 self.due = settlement.recover_seconds == 0.0
             else:
                 self._try_again(settlement)
             return "settled"
         return self._late(attempt, settlement)
+
+    def _give_back(self, outcome: Outcome) -> None:
+        """A resend that was not sent or was put off counts as a try."""
+        if outcome in (Outcome.UNSENT, Outcome.DEFERRED):
+            self.tries, self.resends = self.tries + 1, self.resends - 1
 
     def _try_again(self, settlement: Settlement) -> None:
         self.state, self.tries = State.RESERVED, self.tries + 1

@@ -220,6 +220,18 @@ async def test_a_resend_counts_and_keeps_the_first_window(store: Store) -> None:
     assert (await store.reservation(row.id))["possible_send_at"] == first
 
 
+@pytest.mark.parametrize("outcome", [Outcome.UNSENT, Outcome.DEFERRED])
+async def test_a_resend_that_was_not_taken_is_a_try(store: Store, outcome: Outcome) -> None:
+    """A resend that never left, or that the provider put off, uses up a try and no resend: an outage asks no person by itself."""
+    row = await in_doubt(store)
+    for tried in range(7):
+        resend = await claimed(store.worker, row, resends_max=5)
+        assert (resend.resends, resend.tries) == (1, tried)
+        await settled(store.worker, resend, outcome)
+    record = await store.reservation(row.id)
+    assert (record["state"], record["resends"], record["tries"], record["unknown_attempts"]) == ("in_doubt", 0, 7, 1)
+
+
 @pytest.mark.parametrize(
     ("wish", "moved", "opens"),
     [
@@ -228,6 +240,8 @@ async def test_a_resend_counts_and_keeps_the_first_window(store: Store) -> None:
         ({"resends_max": 0}, "", False),
         ({}, "resends = 5", False),
         ({}, "resends = 4", True),
+        ({}, "tries = 20", False),
+        ({}, "tries = 19", True),
         ({}, "late_write = true", False),
         ({}, "stored_failure = true", False),
         ({}, "not_after = now()", False),

@@ -31,18 +31,21 @@ def settle_seconds(contract: ToolContract) -> float:
     return (contract.lookup.settle if contract.lookup is not None else SETTLE_DEFAULT).total_seconds()
 
 
-def resend_in_seconds(contract: ToolContract, *, resends: int, stored_failure: bool, late_write: bool) -> float | None:
+def resend_in_seconds(
+    contract: ToolContract, *, resends: int, stored_failure: bool, late_write: bool, tries: int = 0
+) -> float | None:
     """When a doubt may be sent again under the same provider key; None when resending has nothing left to give.
 
     A replayed stored failure proves nothing and would be replayed again; a late write leaves only a success or a person.
 
     Args:
         contract: of the tool; only class A resends out of doubt.
-        resends: how many there were.
+        resends: how many there were that may have reached the provider.
+        tries: how many there were that did not, or that it put off; they only lengthen the pause.
         stored_failure: the provider replayed a failure that it had stored.
         late_write: a request left after the time it had to.
     """
     rule = contract.resend
     if contract.guarantee_class != "A" or rule is None or stored_failure or late_write or resends >= rule.times:
         return None
-    return back_off_seconds(resends)
+    return back_off_seconds(resends + tries)

@@ -31,7 +31,8 @@ class Claim:
         lease_seconds: how long the attempt stays open unless it is renewed.
         resend_window_seconds: how long the provider keeps the provider key; None: out of doubt nothing is sent again.
         resend_needs_seconds: the contract's deadline and the margin that must fit into what is left of that window.
-        resends_max: resends out of doubt, after which the next way of recovery is due.
+        resends_max: resends out of doubt, after which the next way of recovery is due; one that was not sent or was put off is given
+            back and counts as a try instead.
     """
 
     organization_id: UUID | None
@@ -131,7 +132,7 @@ with input as (
       ) then 'parked'
       when o.due_at > now() then 'not-due'
       when l.state = 'reserved' then 'claim'
-      when l.late_write or l.stored_failure or l.resends >= l.resends_max or l.not_after <= now() then 'no-resend'
+      when l.late_write or l.stored_failure or l.resends >= l.resends_max or l.tries >= $8 or l.not_after <= now() then 'no-resend'
       when now() + make_interval(secs => l.resend_needs_seconds)
            < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'
       else 'no-resend'

@@ -155,7 +155,8 @@ with input as (
     open_attempt_id = null,
     unknown_attempts = j.next_unknown,
     last_attempt_outcome = case when r.last_attempt_id = j.attempt_id then j.outcome else coalesce(r.last_attempt_outcome, 'unknown') end,
-    tries = r.tries + (j.next_state = 'reserved')::int,
+    tries = r.tries + (j.next_state = 'reserved' or j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
+    resends = r.resends - (j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
     possible_send_at = case j.next_state when 'reserved' then null else r.possible_send_at end,
     doubt_since = case j.next_state when 'in_doubt' then coalesce(r.doubt_since, now()) when 'reserved' then null else r.doubt_since end,
     doubt_cause = case j.next_state

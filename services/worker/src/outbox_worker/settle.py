@@ -111,8 +111,14 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
         again_seconds = max(again_seconds, reading.retry_after_seconds)
     recover_seconds: float | None = UNREADABLE_SECONDS
     if contract is not None:
+        # A resend that was not sent or was put off is given back (the provider is not known to have had it) and is a try instead.
+        given_back = int(attempt.resend and came.outcome in (Outcome.UNSENT, Outcome.DEFERRED))
         recover_seconds = resend_in_seconds(
-            contract, resends=attempt.resends, stored_failure=stored_failure, late_write=came.late_write
+            contract,
+            resends=attempt.resends - given_back,
+            tries=attempt.tries + given_back,
+            stored_failure=stored_failure,
+            late_write=came.late_write,
         )
     if recover_seconds is not None and reading is not None and reading.retry_after_seconds is not None:
         recover_seconds = max(recover_seconds, reading.retry_after_seconds)
