@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import msgspec
-from outbox_domain.identity import Secrets
 
+from outbox_domain.identity import Secrets
 from outbox_runtime.sealing import SealBroken, WrappingKey, new_data_key, open_sealed, seal
 
 DATA_KEY = "data-key"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from opentelemetry.trace import Tracer
-from outbox_runtime.metrics import Metrics
 
+from outbox_runtime.metrics import Metrics
 from outbox_runtime.postgres import Pool
 from outbox_runtime.settings import WorkerSettings
 from outbox_runtime.wakeups import Wakeups
