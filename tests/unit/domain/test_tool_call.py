@@ -64,6 +64,9 @@ def test_only_tool_and_input_are_required() -> None:
         ({**SMALLEST, "reference": 8841}, "$.reference"),
         ({**SMALLEST, "reference": "r" * 201}, "$.reference"),
         ({**SMALLEST, "reference": "a\nb"}, "$.reference"),
+        ({**SMALLEST, "reference": "case-1 "}, "$.reference"),
+        ({**SMALLEST, "reference": "\u00a0case-1"}, "$.reference"),
+        ({**SMALLEST, "connection": " stripe"}, "$.connection"),
         ({**SMALLEST, "run": "a\x00"}, "$.run"),
         ({**SMALLEST, "step": 7}, "$.step"),
         ({**SMALLEST, "call_id": ["x"]}, "$.call_id"),
@@ -98,6 +101,13 @@ def test_run_and_checkpoint_may_come_as_headers(member: str, header: str) -> Non
     assert refused(both, {header: "x-2"}).path == f"$.{member}"
     for bad in ("", "x" * 201, "caf\xe9", "a\tb"):
         assert refused(SMALLEST, {header: bad}).path == f"$.{member}"
+
+
+@pytest.mark.parametrize("member", ["reference", "connection", "run", "checkpoint", "step", "call_id", "model"])
+def test_names_that_look_alike_are_one_name(member: str) -> None:
+    """A composed letter, and a letter with an accent, are the same name: they must not name two refunds."""
+    composed, decomposed = (getattr(ToolCall.read({**SMALLEST, member: name}, {}), member) for name in ("caf\xe9", "cafe\u0301"))
+    assert composed == decomposed == "caf\xe9"
 
 
 def test_a_tool_call_never_changes() -> None:

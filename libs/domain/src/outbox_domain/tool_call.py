@@ -1,6 +1,7 @@
 """What an agent asked for, read from a request's body and headers and never changed (`interfaces.md` section 1)."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self
 
@@ -18,6 +19,25 @@ OCCURRENCE_MAX = 2**31 - 1
 
 CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """What a name never holds: characters that break lines, logs and Postgres's text."""
+
+
+def plain_name(text: str) -> str | None:
+    """A name as it is compared, or None where it is none.
+
+    Two names that look alike must not name two effects: a reference that one service writes with a composed letter, and another
+    with a letter and an accent, is one reference (Unicode NFC), and white space around a name is a mistake, not a part of it.
+
+    Args:
+        text: as the caller wrote it.
+
+    Returns:
+        Its NFC form; None unless it has 1 to 200 characters, no control characters and no white space around it.
+    """
+    name = text if text.isascii() else unicodedata.normalize("NFC", text)
+    if not 1 <= len(name) <= NAME_CHARACTERS_MAX or CONTROL_CHARACTER.search(name) is not None or name != name.strip():
+        return None
+    return name
+
 
 _HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
 
@@ -110,9 +130,10 @@ def _name_or_header(document: Mapping[str, object], member: str, headers: Mappin
     path = f"$.{member}"
     if _HEADER_TEXT.fullmatch(in_header) is None:
         _refuse(path, f"printable ASCII in the header {header}; other text goes into the body")
-    if in_body is not None and in_body != in_header:
+    name = _checked(in_header, path)
+    if in_body is not None and in_body != name:
         _refuse(path, f"the same value as in the header {header}")
-    return _checked(in_header, path)
+    return name
 
 
 def _checked(value: str, path: str) -> str:
@@ -120,7 +141,10 @@ def _checked(value: str, path: str) -> str:
         _refuse(path, f"1 to {NAME_CHARACTERS_MAX} characters")
     if CONTROL_CHARACTER.search(value) is not None:
         _refuse(path, "text without control characters")
-    return value
+    name = plain_name(value)
+    if name is None:
+        _refuse(path, "text without white space around it")
+    return name
 
 
 def _occurrence(document: Mapping[str, object]) -> int:

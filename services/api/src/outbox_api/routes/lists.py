@@ -4,6 +4,7 @@ A member with the capability to read everything reads the key's environment; an 
 key is bound to (project, run, providers, tools) narrows its reading as it narrows its calls.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -67,7 +68,8 @@ def read_query(query: Query, known: Iterable[str]) -> dict[str, str]:
             raise invalid(name, "each parameter once")
         if not 1 <= len(value) <= VALUE_CHARACTERS_MAX or "\x00" in value:
             raise invalid(name, f"1 to {VALUE_CHARACTERS_MAX} characters")
-        found[name] = value
+        # As names are kept (`outbox_domain.tool_call.plain_name`).
+        found[name] = unicodedata.normalize("NFC", value)
     return found
 
 

@@ -22,7 +22,7 @@ from outbox_domain import json_text, messages
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import KEY_ID_BYTES, SECRET_BYTES, ScopedKey, key_id_text, matches, mint
-from outbox_domain.tool_call import CONTROL_CHARACTER, NAME_CHARACTERS_MAX
+from outbox_domain.tool_call import NAME_CHARACTERS_MAX, plain_name
 from outbox_runtime.postgres import acquire, transaction
 from outbox_store import actors, organizations, scoped_keys
 from outbox_store.ledger_entries import NewEntry, append
@@ -181,9 +181,10 @@ def _text(document: dict[str, Any], member: str, path: str) -> str | None:
     value = document.get(member)
     if value is None:
         return None
-    if not isinstance(value, str) or not 1 <= len(value) <= NAME_CHARACTERS_MAX or CONTROL_CHARACTER.search(value):
-        _refuse(path, f"text of 1 to {NAME_CHARACTERS_MAX} characters without control characters")
-    return value
+    name = plain_name(value) if isinstance(value, str) else None
+    if name is None:
+        _refuse(path, f"text of 1 to {NAME_CHARACTERS_MAX} characters without control characters or white space around it")
+    return name
 
 
 def _patterns(value: object, path: str, form: re.Pattern[str], what: str) -> tuple[str, ...] | None:
