@@ -182,7 +182,7 @@ def test_a_normalised_value_is_validated_again() -> None:
 
 def test_a_stray_blank_names_no_second_refund() -> None:
     """The payment is a key field that a model writes: white space behind it is none of its name."""
-    contract = contract_named("stripe.refund.create")
+    contract = shipped("stripe.refund.create")
     for written in ("pi_3Nx", "pi_3Nx ", "pi_3Nx\n", "pi_3Nx\u00a0"):
         bound = bind(contract, {"payment_intent": written, "amount": 1200}, connection_currency="EUR")
         assert bound.value["payment_intent"] == "pi_3Nx"
