@@ -101,6 +101,23 @@ async def test_an_answer_comes_back_as_it_is(transport: Transport) -> None:
     assert names == {b"host", b"user-agent", b"accept-encoding", b"x-a", b"content-length", b"traceparent"}
 
 
+async def test_head_and_body_leave_together(transport: Transport) -> None:
+    """A request is one write, also the next one on a kept connection; one without a body does not wait for it."""
+    arrived: list[bytes] = []
+
+    async def handler(peer: Peer) -> None:
+        for _ in range(3):
+            arrived.append(await peer.reader.read(65536))
+            await peer.answer(OK)
+
+    async with provider(handler) as url:
+        for body in (b"x=1", b"y=2", b""):
+            assert (await send(transport, url, body=body)).answer is not None
+    assert [(request[:5], request.partition(b"\r\n\r\n")[2]) for request in arrived] == [
+        (b"POST ", body) for body in (b"x=1", b"y=2", b"")
+    ]
+
+
 async def test_a_redirect_is_an_answer(transport: Transport) -> None:
     """A redirect is not followed: the one attempt is the one request."""
     seen = 0
