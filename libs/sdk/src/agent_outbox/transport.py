@@ -6,7 +6,9 @@ One request on the wire per request asked: no redirects, no retries below what t
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import ssl
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -36,6 +38,12 @@ def _user_agent() -> str:
         return "agent-outbox"
 
 
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """The certificates to trust, read once: that takes longer than a call does."""
+    return httpx2.create_ssl_context()
+
+
 class SyncTransport:
     """Connections to one gateway, for threads."""
 
@@ -46,10 +54,17 @@ class SyncTransport:
         """
         self._url = url
         self._agent = _user_agent()
-        self._http = self._open()
+        self._http: tuple[int, httpx2.Client] | None = self._open()
 
     def _open(self) -> tuple[int, httpx2.Client]:
-        return os.getpid(), httpx2.Client(limits=_LIMITS, headers={"User-Agent": self._agent})
+        return os.getpid(), httpx2.Client(verify=_tls(), limits=_LIMITS, headers={"User-Agent": self._agent})
+
+    def _client(self) -> httpx2.Client:
+        opened = self._http
+        if opened is None or opened[0] != os.getpid():
+            # Connections of the parent process: two processes that read from one of them take each other's answers.
+            opened = self._http = self._open()
+        return opened[1]
 
     def hold(self, conversation: Conversation[T]) -> T:
         """Carry out a conversation.
@@ -80,12 +95,9 @@ class SyncTransport:
             conversation.close()
 
     def _ask(self, request: Request) -> Answer | NoAnswer:
-        if self._http[0] != os.getpid():
-            # Connections of the parent process: two processes that read from one of them take each other's answers.
-            self._http = self._open()
         until = time.monotonic() + request.seconds
         try:
-            with self._http[1].stream(
+            with self._client().stream(
                 request.method,
                 self._url + request.path,
                 params=dict(request.query) or None,
@@ -104,10 +116,9 @@ class SyncTransport:
 
     def close(self) -> None:
         """Closes the connections; a later request opens new ones."""
-        process, http = self._http
-        if process == os.getpid():
-            http.close()
-        self._http = self._open()
+        opened, self._http = self._http, None
+        if opened is not None and opened[0] == os.getpid():
+            opened[1].close()
 
 
 class AsyncTransport:
@@ -126,7 +137,7 @@ class AsyncTransport:
         loop = asyncio.get_running_loop()
         found = self._http.get(loop)
         if found is None or found[0] != os.getpid():
-            found = (os.getpid(), httpx2.AsyncClient(limits=_LIMITS, headers={"User-Agent": self._agent}))
+            found = (os.getpid(), httpx2.AsyncClient(verify=_tls(), limits=_LIMITS, headers={"User-Agent": self._agent}))
             self._http[loop] = found
         return found[1]
 
