@@ -3,11 +3,13 @@
 Postgres: the session's. No Redis: the sweep finds everything. The provider is the sandbox, served by the test itself.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -39,6 +41,7 @@ class Ground:
     scene: Scene
     world: World
     private_key: X25519PrivateKey
+    provider_url: str
     start_module: Callable[..., ChildProcess]
 
     def start_worker(self, wrapping_key: WrappingKey | None = None, **more: str) -> ChildProcess:
@@ -124,6 +127,7 @@ async def ground(database: Database, start_module: Callable[..., ChildProcess]) 
                 run_id=UUID(int=0),
             ),
             private_key=private_key,
+            provider_url=url,
             start_module=start_module,
         )
     await assert_invariants(database.superuser_url)
@@ -182,3 +186,17 @@ async def test_parked_doubt(ground: Ground) -> None:
 
     await until(left_alone, what="the doubt to be left alone")
     assert (await ground.read(row))["outcomes"] == ["unknown"]
+
+
+async def test_provider_that_hangs(ground: Ground) -> None:
+    """More calls than there are slots hang at one provider: the calls of another are carried out meanwhile."""
+    hanging = [await ground.reserve("sandbox.ticket.create", f"ticket:{number}") for number in range(8)]
+    async with httpx2.AsyncClient(base_url=ground.provider_url) as client:
+        fault = {"path": "/v1/tickets", "fault": "hang", "times": 8, "delay_seconds": 60}
+        assert (await client.post("/_control/faults", json=fault)).status_code == 200
+    ground.start_worker(OUTBOX_WORKER_SLOTS="4")
+    await ground.until_state(hanging[0], "executing")
+    other = await ground.reserve("stripe.refund.create", "refund:pi_1")
+    async with asyncio.timeout(8.0):
+        await ground.until_state(other, "succeeded")
+    assert (await ground.read(hanging[0]))["state"] == "executing"

@@ -19,6 +19,7 @@ class Due:
 
     organization_id: UUID
     reservation_id: UUID
+    connection_id: UUID
     state: State
     tool: str
     contract_version: int
@@ -30,7 +31,7 @@ class Due:
 
 
 DUE = """
-select o.organization_id, o.reservation_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
+select o.organization_id, o.reservation_id, r.connection_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
   coalesce(a.lease_until <= now(), false) as lapsed, r.resends,
   extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
   extract(epoch from now() - o.due_at)::float8 as overdue_seconds
@@ -39,6 +40,7 @@ join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reserva
 left join attempts a on (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)
 where o.due_at <= now() - make_interval(secs => $1) and r.executor = 'gateway'
   and (r.state <> 'executing' or a.lease_until <= now())
+  and (r.state = 'executing' or r.connection_id <> all($3::uuid[]))
 order by o.due_at
 limit $2
 """
@@ -116,16 +118,16 @@ class Lapse:
     recover_seconds: float | None
 
 
-async def due(connection: Connection, *, overdue_seconds: float, limit: int) -> list[Due]:
+async def due(connection: Connection, *, overdue_seconds: float, limit: int, busy_connections: Sequence[UUID] = ()) -> list[Due]:
     """Open reservations whose time has come, longest waiting first.
 
     Args:
         overdue_seconds: only what is late by so much; a wake-up is given the time to arrive.
         limit: at most so many.
+        busy_connections: whose reservations are left out, lapsed attempts excepted.
     """
-    return [
-        Due(**{**dict(record), "state": State(record["state"])}) for record in await connection.fetch(DUE, overdue_seconds, limit)
-    ]
+    records = await connection.fetch(DUE, overdue_seconds, limit, list(busy_connections))
+    return [Due(**{**dict(record), "state": State(record["state"])}) for record in records]
 
 
 async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:

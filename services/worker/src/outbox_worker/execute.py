@@ -7,7 +7,7 @@ whatever is not provably something else is unknown. Source: design sections 4 an
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -42,12 +42,15 @@ class _Outgoing:
     provider_key: str | None
 
 
-async def execute(worker: Worker, wish: Claim) -> Claimed | NotClaimed | None:
+async def execute(
+    worker: Worker, wish: Claim, *, on_claimed: Callable[[Claimed], None] | None = None
+) -> Claimed | NotClaimed | None:
     """Carry a reservation one attempt further, if it may be claimed.
 
     Args:
         worker: what this process has.
         wish: the claim to make.
+        on_claimed: told of the attempt as soon as it is open.
 
     Returns:
         The attempt that was made, why none was opened, or None where Postgres did not answer in time: if the claim was
@@ -63,6 +66,8 @@ async def execute(worker: Worker, wish: Claim) -> Claimed | NotClaimed | None:
             async with acquire(worker.pool) as connection:
                 await postpone(connection, wish.organization_id, wish.reservation_id, seconds=PARKED_SECONDS)
         return verdict
+    if on_claimed is not None:
+        on_claimed(verdict)
     contract = await _contract(worker, verdict)
     if contract is None:
         # Nothing has left and nothing will: that is said, so that it does not end as a doubt when the lease lapses.

@@ -69,7 +69,7 @@ async def _run(settings: WorkerSettings, postgres: PostgresSettings, redis: Redi
             new_id=lambda: uuid7(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES)),
         )
         sweep = Sweep(worker)
-        doorbell = Doorbell(redis, postgres, pool, sweep.ring, accepting=lambda: sweep.free_slots > 0)
+        doorbell = Doorbell(redis, postgres, pool, sweep.ring, accepting=lambda: sweep.accepting)
         ringing = asyncio.create_task(doorbell.run(stop))
         health.mark_ready()
         log.info("ready", name=worker.name, slots=settings.worker_slots)

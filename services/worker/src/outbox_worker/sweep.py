@@ -8,6 +8,7 @@ waits in memory past its time would be a doubt of our own making.
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,9 @@ BATCH_MAX = 500
 WAKE_UP_SECONDS = 0.2
 """How long a wake-up is given to arrive before the sweep takes a reservation up itself."""
 
+SHARE_OF_ONE_CONNECTION = 0.75
+"""How much of the slots the sends of one connection may take up: a provider that hangs must leave room for the others."""
+
 ERASE_EVERY_SECONDS = 60.0
 ERASE_BATCH = 1000
 
@@ -41,6 +45,8 @@ class Sweep:
         """Nothing is claimed before `run`."""
         self._worker = worker
         self._running: dict[UUID, asyncio.Task[None]] = {}
+        self._connections: dict[UUID, UUID] = {}
+        self._share = max(1, int(worker.settings.worker_slots * SHARE_OF_ONE_CONNECTION))
         self._kick = asyncio.Event()
         self._turned_away = False
         self._draining = False
@@ -50,15 +56,20 @@ class Sweep:
         """How many sends may start now."""
         return 0 if self._draining else self._worker.settings.worker_slots - len(self._running)
 
+    @property
+    def accepting(self) -> bool:
+        """Whether a wake-up is of use here. It does not say whose connection it is about, so the last slots are the sweep's."""
+        return not self._draining and len(self._running) < self._share
+
     async def ring(self, reservation_ids: Sequence[UUID]) -> None:
-        """Take up reservations that a wake-up named; those beyond the free slots are found by the sweep.
+        """Take up reservations that a wake-up named; those that come while it is not accepting are found by the sweep.
 
         No name at all says that wake-ups may have been missed: the sweep looks at once.
         """
         if not reservation_ids:
             self._kick.set()
         for id in reservation_ids:
-            if self.free_slots <= 0:
+            if not self.accepting:
                 self._turned_away = True
                 return
             self._start(id, self._first(None, id))
@@ -86,8 +97,10 @@ class Sweep:
         await self._drain()
 
     async def _look(self) -> None:
+        sends = Counter(self._connections.values())
+        busy = [id for id, count in sends.items() if count >= self._share]
         async with acquire(self._worker.pool) as connection:
-            rows = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX)
+            rows = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
         for row in rows:
             if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
@@ -95,10 +108,18 @@ class Sweep:
             if self.free_slots <= 0:
                 self._turned_away = True
                 return
+            if sends[row.connection_id] >= self._share:
+                self._turned_away = True
+                continue
             if row.state is State.RESERVED:
-                self._start(row.reservation_id, self._first(row.organization_id, row.reservation_id))
+                work = self._first(row.organization_id, row.reservation_id)
             elif row.state is State.IN_DOUBT:
-                self._start(row.reservation_id, self._recover(row))
+                work = self._recover(row)
+            else:
+                continue
+            if self._start(row.reservation_id, work):
+                self._connections[row.reservation_id] = row.connection_id
+                sends[row.connection_id] += 1
 
     async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
         worker = self._worker
@@ -111,20 +132,23 @@ class Sweep:
                 worker=worker.name,
                 lease_seconds=worker.settings.lease_seconds,
             ),
+            on_claimed=lambda attempt: self._connections.update({attempt.reservation_id: attempt.connection_id}),
         )
 
     async def _recover(self, row: Due) -> None:
         await recover(self._worker, row)
 
-    def _start(self, id: UUID, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, id: UUID, work: Coroutine[Any, Any, None]) -> bool:
         if id in self._running:
             work.close()  # It is under way in this very process; two hints are one.
-            return
+            return False
         self._running[id] = task = asyncio.create_task(work)
         task.add_done_callback(lambda done: self._ended(id, done))
+        return True
 
     def _ended(self, id: UUID, task: asyncio.Task[None]) -> None:
         self._running.pop(id, None)
+        self._connections.pop(id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # The lease lapses and recovery takes over; nothing here may decide what became of the effect.
             log.error("attempt-broke-off", reservation_id=str(id), error=type(error).__name__, exc_info=error)
