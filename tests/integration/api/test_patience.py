@@ -4,10 +4,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import asyncpg
 import httpx2
-from tests.support.api import Scene, executing_all, problem_of, refund, start_api, until
+import pytest
+from tests.support.api import RunningApi, Scene, executing_all, problem_of, refund, start_api, until
 from tests.support.processes import ChildProcess
+
+from outbox_api.api import Api
+from outbox_api.routes.lists import listing
+from outbox_domain.errors import OutboxError
 
 
 async def test_more_callers_than_may_wait(start_module: Callable[..., ChildProcess], scene: Scene, tmp_path: Path) -> None:
@@ -51,3 +59,19 @@ async def test_body_that_does_not_come(start_module: Callable[..., ChildProcess]
         assert time.monotonic() - began < 10.0
         async with executing_all(scene):
             assert (await agent.post("/v1/tool-calls", json=refund("pi_d"))).status_code == 200
+
+
+async def test_lists_leave_room_for_tool_calls(api: RunningApi, scene: Scene) -> None:
+    """As many lists are read at once as may be, and no more: whoever comes beyond them waits a while, then is told to come again."""
+    async with asyncpg.create_pool(scene.database.api_url, min_size=1, max_size=2) as pool:
+        few = SimpleNamespace(pool=pool, lists=asyncio.Semaphore(1))
+        async with listing(cast(Api, few)):
+            with pytest.raises(OutboxError) as refused:
+                async with listing(cast(Api, few), wait_seconds_max=0.05):
+                    pass
+        assert (refused.value.code, refused.value.retry.action) == ("rate-limited", "wait")
+        async with listing(cast(Api, few), wait_seconds_max=0.05) as connection:
+            assert await connection.fetchval("select 1") == 1
+    async with api.client(scene.agent_key) as agent:
+        answers = await asyncio.gather(*(agent.get(f"/v1/{path}") for path in ("reservations", "receipts") for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {200}

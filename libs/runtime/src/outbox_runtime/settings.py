@@ -223,6 +223,9 @@ class ApiSettings(_Lifecycle):
     waiting_callers_max: int = Field(
         default=3_000, ge=1, description="Callers who wait in one process at once; who comes beyond them is answered 202 at once."
     )
+    lists_at_once_max: int = Field(
+        default=4, ge=1, description="Lists that one process reads at once; tool calls need the other connections."
+    )
     body_seconds_max: Seconds = Field(default=30.0, description="How long a body may take to arrive.")
     body_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest body that is read.")
     body_depth_max: int = Field(default=64, ge=1, description="The deepest nesting of a body that is read.")

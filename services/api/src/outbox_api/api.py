@@ -1,5 +1,6 @@
 """What an API process has: its way to Postgres, its caches, its waiting callers and its limits."""
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -27,7 +28,11 @@ def new_id() -> UUID:
 
 @dataclass(frozen=True, kw_only=True)
 class Api:
-    """What the routes of one process are handed."""
+    """What the routes of one process are handed.
+
+    Attributes:
+        lists: how many lists may be read at once; one filter may have to look at every row there is.
+    """
 
     settings: ApiSettings
     pool: Pool
@@ -39,6 +44,7 @@ class Api:
     metrics: Metrics
     health: Health
     tracer: Tracer
+    lists: asyncio.Semaphore
 
     @property
     def reserver(self) -> Reserver:

@@ -105,6 +105,7 @@ async def _serve(
             metrics=metrics,
             health=health,
             tracer=telemetry.tracer,
+            lists=asyncio.Semaphore(settings.lists_at_once_max),
         )
         wakeups.subscribe_settled(api.waiters.tell)
         metrics.waiters.set_function(lambda: api.waiters.callers)

@@ -93,7 +93,7 @@ def _paths() -> Document:
                 "Reservations, newest first.",
                 parameters=[*_filter_names(), "Cursor", "Limit"],
                 answers={"200": _answer("A page.", "ReservationPage")},
-                problems=(401, 403, 422, 500, 503),
+                problems=(401, 403, 422, 429, 500, 503),
             )
         },
         "/v1/reservations/{reservation_id}": {
@@ -113,7 +113,7 @@ def _paths() -> Document:
                 "Receipts, newest first.",
                 parameters=[*_filter_names(), "Cursor", "Limit"],
                 answers={"200": _answer("A page.", "ReceiptPage")},
-                problems=(401, 403, 422, 500, 503),
+                problems=(401, 403, 422, 429, 500, 503),
             )
         },
         "/v1/receipts/{receipt_id}": {
@@ -133,7 +133,7 @@ def _paths() -> Document:
                 "Ledger entries, oldest first; `next_cursor` is always there, so that a follower goes on with it.",
                 parameters=["FilterReservationId", "FilterKind", "Cursor", "Limit"],
                 answers={"200": _answer("A page.", "LedgerEntryPage")},
-                problems=(401, 403, 404, 422, 500, 503),
+                problems=(401, 403, 404, 422, 429, 500, 503),
             )
         },
         "/v1/scoped-keys": {

@@ -8,13 +8,12 @@ from litestar.handlers import HTTPRouteHandler
 from outbox_api.answers import Answer
 from outbox_api.api import Api
 from outbox_api.routes.door import looked_at, read_id
-from outbox_api.routes.lists import PAGE_PARAMETERS, page, read_page, read_query
+from outbox_api.routes.lists import PAGE_PARAMETERS, listing, page, read_page, read_query
 from outbox_domain import messages
 from outbox_domain.canonical import digest_text
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import ScopedKey
-from outbox_runtime.postgres import acquire
 from outbox_store import ledger_entries
 from outbox_store.ledger_entries import Entry
 
@@ -44,7 +43,7 @@ async def _list(api: Api, key: ScopedKey, request: Request[Any, Any, Any]) -> An
     parameters = read_query(request.query_params, (*FILTERS, *PAGE_PARAMETERS))
     after, limit = read_page(parameters)
     reservation_id = parameters.get("reservation_id")
-    async with acquire(api.pool) as connection:
+    async with listing(api) as connection:
         entries, following = await ledger_entries.list_(
             connection,
             key.organization_id,

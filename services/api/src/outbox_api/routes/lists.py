@@ -4,8 +4,10 @@ A member with the capability to read everything reads the key's environment; an 
 key is bound to (project, run, providers, tools) narrows its reading as it narrows its calls.
 """
 
+import asyncio
+import contextlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 
 from litestar.datastructures import MultiDict
@@ -14,9 +16,10 @@ from outbox_api.answers import Answer, encode
 from outbox_api.api import Api
 from outbox_domain import messages
 from outbox_domain.capability import Capability
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
+from outbox_runtime.postgres import Connection, acquire
 from outbox_store.cursors import Cursor
 from outbox_store.filters import Filter
 
@@ -41,8 +44,39 @@ FILTERS = (
     "to",
 )
 VALUE_CHARACTERS_MAX = 1_000
+LIST_WAIT_SECONDS_MAX = 5.0
+LIST_RETRY_SECONDS = 2.0
 
 Query = MultiDict[str]
+
+
+@contextlib.asynccontextmanager
+async def listing(api: Api, *, wait_seconds_max: float = LIST_WAIT_SECONDS_MAX) -> AsyncIterator[Connection]:
+    """A connection to read a list by. Few lists are read at once: a filter that fits nothing looks at every row there is, and
+    some dozens of them would take every connection away from tool calls.
+
+    Args:
+        api: of this process.
+        wait_seconds_max: how long others are waited for.
+
+    Raises:
+        OutboxError: `rate-limited`, too many others are being read.
+        one of `AWAY`: Postgres is away.
+    """
+    try:
+        async with asyncio.timeout(wait_seconds_max):
+            await api.lists.acquire()
+    except TimeoutError:
+        raise OutboxError(
+            "rate-limited",
+            "Too many lists are being read at this moment.",
+            retry=Retry(action="wait", after_seconds=LIST_RETRY_SECONDS),
+        ) from None
+    try:
+        async with acquire(api.pool) as connection:
+            yield connection
+    finally:
+        api.lists.release()
 
 
 def invalid(name: str, expected: str) -> OutboxError:

@@ -8,7 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from outbox_api.answers import Answer, encode, receipt_document
 from outbox_api.api import Api
 from outbox_api.routes.door import looked_at, not_found, read_id
-from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, page, read_filter, read_page, read_query
+from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, read_filter, read_page, read_query
 from outbox_api.routes.reservations import may_see
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
@@ -33,7 +33,7 @@ async def _list(api: Api, key: ScopedKey, request: Request[Any, Any, Any]) -> An
     parameters = read_query(request.query_params, (*FILTERS, *PAGE_PARAMETERS))
     after, limit = read_page(parameters)
     wanted = await read_filter(api, key, parameters)
-    async with acquire(api.pool) as connection:
+    async with listing(api) as connection:
         found, following = await receipts.list_(
             connection, key.organization_id, key.environment_id, wanted, after=after, limit=limit
         )

@@ -10,7 +10,7 @@ from outbox_api.answers import Answer, encode, shown
 from outbox_api.api import Api
 from outbox_api.await_receipt import await_receipt
 from outbox_api.routes.door import looked_at, not_found, read_id
-from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, page, read_filter, read_page, read_query, read_whole
+from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, read_filter, read_page, read_query, read_whole
 from outbox_domain.capability import Capability
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
@@ -36,7 +36,7 @@ async def _list(api: Api, key: ScopedKey, request: Request[Any, Any, Any]) -> An
     parameters = read_query(request.query_params, (*FILTERS, *PAGE_PARAMETERS))
     after, limit = read_page(parameters)
     wanted = await read_filter(api, key, parameters)
-    async with acquire(api.pool) as connection:
+    async with listing(api) as connection:
         views, following = await reservations.list_(
             connection, key.organization_id, key.environment_id, wanted, after=after, limit=limit
         )
