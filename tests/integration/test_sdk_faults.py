@@ -418,6 +418,13 @@ def test_a_joiner_is_told_that_it_sent_nothing(play: Play) -> None:
     assert [request.method for request in gateway.received] == ["POST", "GET", "POST"]
 
 
+def test_a_replay_is_asked_once(play: Play) -> None:
+    """A call that is answered by an older effect at once is one request."""
+    client, gateway = play(says(200, done(replayed=True)))
+    assert client.call(**REFUND, wait=5).replayed
+    assert len(gateway.received) == 1
+
+
 def test_a_joiner_without_its_own_answer_is_told_what_was_seen(play: Play) -> None:
     """Where the replay cannot be asked for, the success that was seen is returned as another call's."""
     client, _ = play(says(202, waiting(replayed=True)), says(200, done()), drops)

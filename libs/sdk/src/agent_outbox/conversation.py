@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, Union
 from urllib.parse import quote
 
@@ -39,6 +40,8 @@ BACK_OFF_SECONDS_MAX = 10.0
 
 PAUSE_SECONDS_MIN = 0.05
 """No two tries are closer together, whatever an answer says."""
+
+_WAIT_APPLIED = re.compile(r"\bwait=([0-9]{1,9})\b")
 
 FINAL_STATES = frozenset({"failed", "denied", "voided"})
 BETWEEN_US = frozenset({502, 503, 504})
@@ -120,12 +123,14 @@ class Heard:
 
     Attributes:
         error: the problem that it is; None where it is none.
+        wait_applied: how many seconds the gateway says that it was ready to wait; None where it does not say.
         possibly_recorded: an earlier try may have been recorded.
     """
 
     status: int
     document: dict[str, Any]
     error: OutboxError | None
+    wait_applied: int | None = None
     possibly_recorded: bool = False
 
 
@@ -188,8 +193,12 @@ def calling(call: Call, clock: Clock) -> Conversation[CallResult]:
     result = read_answer_to_call(heard.status, heard.document, tool=call.tool)
     if waiting is None:
         return result
-    held = clock() - asked_at >= asked_seconds - 1
-    return (yield from _follow(call, result, waiting, patience, clock, held=held))
+    seconds_max = WAIT_SECONDS_MAX
+    if heard.wait_applied is not None and heard.wait_applied < asked_seconds:
+        # This gateway lets nobody wait as long as it was asked to, and would refuse to be asked so by another way.
+        seconds_max = asked_seconds = heard.wait_applied
+    held = _was_held(clock() - asked_at, asked_seconds)
+    return (yield from _follow(call, result, waiting, patience, clock, held=held, seconds_max=seconds_max))
 
 
 def resolving(body: bytes, headers: tuple[tuple[str, str], ...], deadline: float | None, clock: Clock) -> Conversation[Heard]:
@@ -266,18 +275,19 @@ def receipt_path(receipt_id: str) -> str:
 
 
 def _follow(
-    call: Call, result: CallResult, waiting: Patience, patience: Patience, clock: Clock, *, held: bool
+    call: Call, result: CallResult, waiting: Patience, patience: Patience, clock: Clock, *, held: bool, seconds_max: int
 ) -> Conversation[CallResult]:
     """Wait on for what has no end yet, by looking at its reservation.
 
     Args:
         held: the last answer came after as long a wait as was asked for; else the gateway is not asked again at once.
+        seconds_max: how long the gateway lets one request wait.
 
     Returns:
         The end; or, when the time is over or nothing more can be learned, the last that was known.
     """
     headers = tuple((name, value) for name, value in call.headers if name in ("Authorization", "traceparent", "tracestate"))
-    number = 0
+    number, looked = 0, False
     while isinstance(result, Waiting) or (isinstance(result, InDoubt) and result.retry.action == "wait"):
         left = min(waiting.left(), patience.left())
         if left < 1 or result.reservation_id is None:
@@ -285,7 +295,7 @@ def _follow(
         if not held:
             after = result.retry.after_seconds
             yield Pause(seconds=min(max(after if after is not None else ASK_AGAIN_SECONDS, PAUSE_SECONDS_MIN), left))
-        seconds = _seconds_to_ask(waiting, patience)
+        seconds = min(_seconds_to_ask(waiting, patience), seconds_max)
         asked_at = clock()
         reply = yield Request(
             method="GET",
@@ -299,7 +309,7 @@ def _follow(
             if heard.error is not None:
                 raise heard.error
             result = read_shown(heard.document, replayed=result.replayed)
-            number = 0
+            number, looked = 0, True
         except OutboxError as error:
             pause = _pause_before_retry(error, number, min(waiting.left(), patience.left()))
             if pause is None:
@@ -307,8 +317,8 @@ def _follow(
                 return result
             number += 1
             yield Pause(seconds=pause)
-        held = clock() - asked_at >= seconds - 1
-    if result and result.replayed:
+        held = _was_held(clock() - asked_at, seconds)
+    if looked and result and result.replayed:
         result = yield from _told_of_replay(call, result, patience)
     return result
 
@@ -361,7 +371,7 @@ def _ask(request: Callable[[], Request], patience: Patience, *, records: bool = 
         if pause is None:
             if heard is None:
                 raise error
-            return Heard(status=heard.status, document=heard.document, error=error, possibly_recorded=possibly_recorded)
+            return replace(heard, possibly_recorded=possibly_recorded)
         number += 1
         yield Pause(seconds=pause)
 
@@ -380,14 +390,25 @@ def _hear(reply: Reply) -> Heard:
     except ValueError:
         document = None
     if isinstance(document, dict) and reply.status in (200, 202):
-        return Heard(status=reply.status, document=document, error=None)
+        return Heard(status=reply.status, document=document, error=None, wait_applied=_wait_applied(reply))
     if isinstance(document, dict) and reply.status >= 400 and {"code", "detail", "message", "retry"} <= document.keys():
-        return Heard(status=reply.status, document=document, error=read_problem(reply.status, document))
+        error = read_problem(reply.status, document)
+        return Heard(status=reply.status, document=document, error=error, wait_applied=_wait_applied(reply))
     if reply.status in BETWEEN_US:
         after = reply.headers.get("retry-after", "")
         after_seconds = float(after) if after.isascii() and after.isdigit() and len(after) <= 9 else None
         raise unreachable(f"HTTP {reply.status} from something before it", possibly_recorded=True, after_seconds=after_seconds)
     raise unexpected(f"HTTP {reply.status} without its document", status=reply.status)
+
+
+def _was_held(seconds: float, asked_seconds: int) -> bool:
+    """Whether the gateway kept an answer back for the time that it was asked to wait."""
+    return asked_seconds > 0 and seconds >= 0.9 * asked_seconds
+
+
+def _wait_applied(answer: Answer) -> int | None:
+    found = _WAIT_APPLIED.search(answer.headers.get("preference-applied", ""))
+    return None if found is None else int(found[1])
 
 
 def _may_have_recorded(error: OutboxError) -> bool:
