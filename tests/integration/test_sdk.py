@@ -6,10 +6,15 @@ invariants when it is over.
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -447,3 +452,25 @@ def test_a_killed_process_does_not_lose_a_call(up: OutboxUp, client: Client, kin
     up.wait_replaced(kind, former)
     assert [type(result) for result in results] == [Done], results
     assert len(refunds_of(up, input)) == 1
+
+
+# The page.
+
+
+def test_the_examples_of_the_page_run(up: OutboxUp) -> None:
+    """Every Python block of docs/sdk.md runs as it stands, one after the other, and they make one refund of the page's payment."""
+    page = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 5
+    environment = {**os.environ, "OUTBOX_URL": up.url, "OUTBOX_KEY": up.ready()["agent_key"]}
+    told = []
+    for block in blocks:
+        ran = subprocess.run([sys.executable, "-c", block], env=environment, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, block + ran.stderr
+        told.append(ran.stdout)
+    [effect] = refunds_of(up, {"payment_intent": "pi_3Nx"})
+    assert f"refunded: {effect['id']}" in told[0]
+    assert told[1].startswith("Already done at ")
+    assert told[2] == "already done with other values for ['amount']\n"
+    assert "'tool_use_id': 'toolu_1', 'content': 'Already done at " in told[3]
+    assert effect["id"] in told[5]
