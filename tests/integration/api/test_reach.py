@@ -130,3 +130,14 @@ async def test_said_twice(api: RunningApi, scene: Scene) -> None:
                     refused.status_code == (422 if path == "/v1/tool-calls" else 403) or refused.json()["code"] == "invalid-input"
                 )
     assert await scene.count("reservations") == 0
+
+
+async def test_times_at_the_edge_of_the_calendar(api: RunningApi, scene: Scene) -> None:
+    """A time that has no counterpart in UTC is refused like any other that is none."""
+    edge = "9999-12-31T23:59:59-14:00"
+    async with api.client(scene.admin_key) as admin:
+        for path in ("reservations", "receipts"):
+            problem_of(await admin.get(f"/v1/{path}", params={"to": edge}), 422, "invalid-request")
+            problem_of(await admin.get(f"/v1/{path}", params={"from": "0001-01-01T00:00:00+14:00"}), 422, "invalid-request")
+        wish = {"environment": scene.environment, "actor": {"kind": "agent", "name": "a"}, "expires_at": edge}
+        problem_of(await admin.post("/v1/scoped-keys", json=wish), 422, "invalid-request")

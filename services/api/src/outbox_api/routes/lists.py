@@ -189,6 +189,7 @@ def _moment(parameters: dict[str, str], name: str) -> datetime | None:
     try:
         # A plus sign in a query is a space unless it is escaped, which hardly anybody remembers.
         moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (OverflowError, ValueError):
+        # In the first or last hours of the calendar a time may have no counterpart in UTC.
         raise invalid(name, "a time such as 2026-01-31T08:15:00Z") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

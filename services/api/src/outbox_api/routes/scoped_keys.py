@@ -207,9 +207,13 @@ def _expiry(value: object) -> datetime | None:
         _refuse("$.expires_at", expected)
     try:
         at = datetime.fromisoformat(value)
-    except ValueError:
+        if at.tzinfo is None:
+            _refuse("$.expires_at", expected)
+        at = at.astimezone(UTC)
+    except (OverflowError, ValueError):
+        # In the last hours of the calendar a time may have no counterpart in UTC.
         _refuse("$.expires_at", expected)
-    if at.tzinfo is None or at <= datetime.now(UTC):
+    if at <= datetime.now(UTC):
         _refuse("$.expires_at", expected)
     return at
 
