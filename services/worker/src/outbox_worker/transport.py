@@ -34,7 +34,14 @@ LOOK_UPS_MAX = 16
 
 USER_AGENT = "agent-outbox"
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Notations whose last four bytes are an IPv4 address: RFC 6052, RFC 8215, RFC 4291 section 2.5.5.1, RFC 2765 section 2.1.
+_NAT64_OF_A_SITE = ipaddress.IPv6Network("64:ff9b:1::/48")
+_EMBEDDING = (
+    ipaddress.IPv6Network("64:ff9b::/96"),
+    _NAT64_OF_A_SITE,
+    ipaddress.IPv6Network("::/96"),
+    ipaddress.IPv6Network("::ffff:0:0:0/96"),
+)
 _LINGER_ZERO = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
 
 
@@ -212,9 +219,12 @@ def may_talk_to(address: str, *, allow_private: bool) -> bool:
     """
     found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        embedded = found.ipv4_mapped or (ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else found.sixtofour)
-        if embedded is not None:
-            found = embedded
+        # `ipaddress` counts these two as global; they belong to a site (RFC 3879, RFC 8215).
+        allow_public = allow_private or not (found.is_site_local or found in _NAT64_OF_A_SITE)
+        last_bytes = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if any(found in network for network in _EMBEDDING) else None
+        found = found.ipv4_mapped or last_bytes or found.sixtofour or found
+        if not allow_public:
+            return False
     if found.is_link_local or found.is_multicast or found.is_unspecified:
         return False
     return allow_private or found.is_global
