@@ -75,3 +75,30 @@ async def test_lists_leave_room_for_tool_calls(api: RunningApi, scene: Scene) ->
     async with api.client(scene.agent_key) as agent:
         answers = await asyncio.gather(*(agent.get(f"/v1/{path}") for path in ("reservations", "receipts") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_refusals_of_postgres_end_no_process(
+    start_module: Callable[..., ChildProcess], scene: Scene, tmp_path: Path
+) -> None:
+    """A lock that is not to be had in time, where keys are renewed and reservations are looked at: noted, and tried again."""
+    database_name = scene.database.api_url.rpartition("/")[2]
+    async with scene.connection() as holder, scene.connection() as other:
+        await other.execute(f"alter role outbox_api in database \"{database_name}\" set lock_timeout = '50ms'")
+        try:
+            api = start_api(start_module, scene.database, scene.wrapping_key, tmp_path)
+            async with api.client(scene.agent_key) as agent:
+                call = agent.post("/v1/tool-calls", json=refund("pi_locked"), headers={"Idempotency-Key": "k"})
+                waiting = asyncio.create_task(call)
+
+                async def reserved() -> bool:
+                    return await scene.count("reservations") == 1
+
+                await until(reserved)
+                async with holder.transaction():
+                    await holder.execute("lock table request_keys, open_reservations in access exclusive mode")
+                    noted = {"request-keys-not-renewed", "waiters-not-looked"}
+                    api.process.wait_for(lambda: all(name in api.process.log() for name in noted), deadline_seconds=10.0)
+                async with executing_all(scene):
+                    assert (await waiting).status_code == 200
+        finally:
+            await other.execute(f'alter role outbox_api in database "{database_name}" reset lock_timeout')

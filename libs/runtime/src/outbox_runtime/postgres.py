@@ -56,6 +56,9 @@ AWAY: tuple[type[BaseException], ...] = (
 )
 """What is raised while Postgres cannot be reached, is starting, stopping, full, or a standby: the caller may ask again later."""
 
+NOT_NOW: tuple[type[BaseException], ...] = (*AWAY, PostgresError)
+"""`AWAY`, and what else Postgres refuses (a lock or statement that took too long, a deadlock): for what is tried again anyway."""
+
 
 def is_away(error: BaseException) -> bool:
     """Whether an error means that Postgres is away, and says nothing about the statement."""

@@ -5,7 +5,7 @@ import time
 from uuid import UUID
 
 from outbox_api.waiters import Waiters, keeps_waiting
-from outbox_runtime.postgres import AWAY
+from outbox_runtime.postgres import NOT_NOW
 from outbox_store.reservations import ReservationView
 
 AWAY_PAUSE_SECONDS = 0.2
@@ -40,7 +40,7 @@ async def await_receipt(
             seen = watch.news
             try:
                 view = await waiters.read(watch)
-            except AWAY:
+            except NOT_NOW:
                 # What was reserved stays reserved: the caller waits on, Postgres may be back in time.
                 if time.monotonic() + AWAY_PAUSE_SECONDS >= until or waiters.draining:
                     return view

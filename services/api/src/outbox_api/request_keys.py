@@ -19,7 +19,7 @@ from outbox_api.exchange import Exchange
 from outbox_domain import messages
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.scoped_key import ScopedKey
-from outbox_runtime.postgres import AWAY, Pool, acquire
+from outbox_runtime.postgres import NOT_NOW, Pool, acquire
 from outbox_runtime.vault import StoredAnswer, Vault
 from outbox_store import request_keys
 from outbox_store.request_keys import Answered, Busy, RequestKey, Reused
@@ -160,7 +160,7 @@ class RequestKeys:
                     since_forgotten = 0.0
                     async with acquire(self._pool) as connection:
                         await request_keys.forget_expired(connection, limit=FORGET_AT_ONCE_MAX)
-            except AWAY as error:
+            except NOT_NOW as error:
                 log.info("request-keys-not-renewed", error=type(error).__name__, held=len(self._held))
 
     async def _keep(self, of: RequestKey, holder: UUID, vault: Vault, answer: Answer) -> bool:
@@ -174,7 +174,7 @@ class RequestKeys:
                 await request_keys.answer(
                     connection, of, holder, status=answer.status, sealed_answer=vault.seal_answer(_name_of(of), stored)
                 )
-        except AWAY as error:
+        except NOT_NOW as error:
             # The answer stands; the same request will be answered anew and joins by its operation key.
             log.info("answer-not-kept", error=type(error).__name__)
             return False
@@ -184,7 +184,7 @@ class RequestKeys:
         try:
             async with acquire(self._pool) as connection:
                 await request_keys.release(connection, of, holder)
-        except AWAY as error:
+        except NOT_NOW as error:
             # Its lease ends by itself.
             log.info("request-key-not-released", error=type(error).__name__)
 

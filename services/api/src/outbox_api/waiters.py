@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from outbox_domain.reservation import State
-from outbox_runtime.postgres import AWAY, Pool, acquire
+from outbox_runtime.postgres import NOT_NOW, Pool, acquire
 from outbox_store import reservations
 from outbox_store.reservations import ReservationView
 
@@ -154,7 +154,7 @@ class Waiters:
         try:
             async with acquire(self._pool) as connection:
                 found = await reservations.states(connection, [(watch.organization_id, watch.reservation_id) for watch in due])
-        except AWAY as error:
+        except NOT_NOW as error:
             log.info("waiters-not-looked", error=type(error).__name__, watched=len(due))
             return
         for watch in due:
