@@ -11,7 +11,7 @@ export MYPYPATH := $(subst $(space),:,$(strip $(wildcard libs/*/src services/*/s
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sync demo up test fault lint lint-client types format bench build clean
+.PHONY: help sync demo up test model model-long fault lint lint-client types format bench build clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,15 @@ up: sync ## Run Postgres, Redis, API, worker and sandbox provider on this machin
 
 test: sync ## Run every test (ARGS="tests/unit" for a part).
 	$(RUN) pytest $(ARGS)
+
+model: sync ## Search the protocol's model: what must hold, and that every guard is missed when it is removed.
+	$(RUN) python -m tests.model.selftest
+	$(RUN) python -m tests.model.checks $(ARGS)
+
+model-long: sync ## Search the model with its wide bounds, and drive the store against its machine for longer.
+	$(RUN) python -m tests.model.selftest
+	$(RUN) python -m tests.model.checks --cost 2 $(ARGS)
+	OUTBOX_TEST_HYPOTHESIS=long $(RUN) pytest tests/integration/store/test_state_machine.py
 
 fault: sync ## Run the fault tests alone: killed workers, stopped databases, lost replies.
 	$(RUN) pytest tests/fault $(ARGS)

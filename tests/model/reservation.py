@@ -1,0 +1,280 @@
+"""What T1, T2, T3, a renewal and the sweep do to reservations, in plain Python: written from design section 4, knowing no SQL.
+
+The exhaustive model asks whether these rules are the right ones; this one says in full what they are, with every column that decides,
+so that the store can be compared with it step by step. Times are seconds on a clock that the caller moves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from outbox_domain.reservation import LIVE, TERMINAL, Outcome, State
+
+TRIES_MAX = 20
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a claim asks with."""
+
+    attempt_id: UUID
+    lease_seconds: float
+    window_seconds: float | None
+    needs_seconds: float
+    resends_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an attempt is said to have come to."""
+
+    outcome: Outcome
+    stored: bool = False
+    stored_failure: bool = False
+    late_write: bool = False
+    settle_seconds: float
+    again_seconds: float = 0.0
+    recover_seconds: float | None = 0.0
+    reference: str | None = None
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One attempt."""
+
+    id: UUID
+    number: int
+    claimed_at: float
+    lease_until: float
+    outcome: Outcome | None = None
+    by_answer: bool = False
+    late_outcome: Outcome | None = None
+    late_write: bool = False
+
+
+@dataclass(kw_only=True)
+class Reservation:
+    """One reservation, by the columns that decide."""
+
+    id: UUID
+    key: str
+    digest: bytes
+    guarantee_class: str
+    not_after: float
+    due_at: float
+    state: State = State.RESERVED
+    attempts: list[Attempt] = field(default_factory=list)
+    generation: int = 0
+    tries: int = 0
+    resends: int = 0
+    possible_send_at: float | None = None
+    absence_counts_at: float | None = None
+    late_write: bool = False
+    stored_failure: bool = False
+    refusal_stored: bool = False
+    reference: str | None = None
+
+    @property
+    def open(self) -> Attempt | None:
+        """The open attempt."""
+        return self.attempts[-1] if self.state is State.EXECUTING else None
+
+    @property
+    def unknown(self) -> int:
+        """How many of its attempts may have had an effect."""
+        return sum(attempt.outcome is Outcome.UNKNOWN for attempt in self.attempts)
+
+
+class Ledger:
+    """The reservations of one organization."""
+
+    def __init__(self) -> None:
+        """Nothing was asked yet, and the clock is at nothing."""
+        self.now = 0.0
+        self.reservations: dict[UUID, Reservation] = {}
+        self.contradictions: dict[str, set[tuple[UUID, str]]] = {}
+
+    def of_key(self, key: str) -> Iterator[Reservation]:
+        """The reservations of an operation key."""
+        return (one for one in self.reservations.values() if one.key == key)
+
+    def holder(self, key: str) -> Reservation | None:
+        """The live reservation of an operation key."""
+        return next((one for one in self.of_key(key) if one.state in LIVE), None)
+
+    # T1 ------------------------------------------------------------------------------------------------------------------------
+
+    def reserve(self, id: UUID, key: str, *, digest: bytes, guarantee_class: str, not_after_seconds: float) -> str:
+        """Claim a key: `won`, `held` or `contradicted`. The same row again is recognised."""
+        if id in self.reservations:
+            return "won"
+        if self.holder(key) is not None:
+            return "held"
+        if self.contradictions.get(key):
+            return "contradicted"
+        self.reservations[id] = Reservation(
+            id=id,
+            key=key,
+            digest=digest,
+            guarantee_class=guarantee_class,
+            not_after=self.now + not_after_seconds,
+            due_at=self.now,
+        )
+        return "won"
+
+    # T2 ------------------------------------------------------------------------------------------------------------------------
+
+    def claim(self, id: UUID, wish: Wish) -> str:
+        """Open an attempt (`claim`), recognise it (`own`), or say why not."""
+        one = self.reservations[id]
+        if one.open is not None:
+            return "own" if one.open.id == wish.attempt_id else "gone"
+        if one.state in TERMINAL:
+            return "gone"
+        if one.state is State.RESERVED and (one.not_after <= self.now or one.tries >= TRIES_MAX):
+            one.state, one.due_at = State.VOIDED, NEVER
+            return "voided"
+        if self.contradictions.get(one.key):
+            return "parked"
+        if one.due_at > self.now:
+            return "not-due"
+        if one.state is State.IN_DOUBT and not self.may_resend(one, wish):
+            return "no-resend"
+        self.open_attempt(one, wish)
+        return "claim"
+
+    def may_resend(self, one: Reservation, wish: Wish) -> bool:
+        """The gate of a resend."""
+        if one.late_write or one.stored_failure or one.resends >= wish.resends_max or one.tries >= TRIES_MAX:
+            return False
+        if one.not_after <= self.now or wish.window_seconds is None or one.possible_send_at is None:
+            return False
+        return self.now + wish.needs_seconds < one.possible_send_at + wish.window_seconds
+
+    def open_attempt(self, one: Reservation, wish: Wish) -> None:
+        """The reservation is executing from now on."""
+        if not one.attempts:
+            one.generation = sum(other.refusal_stored for other in self.of_key(one.key))
+        if one.possible_send_at is None:
+            one.possible_send_at = self.now
+        one.resends += one.state is State.IN_DOUBT
+        until = self.now + wish.lease_seconds
+        one.attempts.append(Attempt(id=wish.attempt_id, number=len(one.attempts) + 1, claimed_at=self.now, lease_until=until))
+        one.state, one.due_at = State.EXECUTING, until
+
+    def renew(self, id: UUID, attempt_id: UUID, *, lease_seconds: float, until_seconds: float) -> bool:
+        """Extend the lease of an open attempt, never beyond `until_seconds` after its claim; a lapsed one stays lapsed."""
+        attempt = self.attempt(id, attempt_id)
+        if attempt.outcome is not None or attempt.lease_until <= self.now:
+            return False
+        until = min(self.now + lease_seconds, attempt.claimed_at + until_seconds)
+        attempt.lease_until = max(attempt.lease_until, until)
+        return True
+
+    def attempt(self, id: UUID, attempt_id: UUID) -> Attempt:
+        """One attempt of a reservation."""
+        return next(attempt for attempt in self.reservations[id].attempts if attempt.id == attempt_id)
+
+    # The sweep -----------------------------------------------------------------------------------------------------------------
+
+    def due(self) -> dict[UUID, bool]:
+        """What somebody must look at now, and whether it is because a lease has lapsed."""
+        found = {}
+        for one in self.reservations.values():
+            lapsed = one.open is not None and one.open.lease_until <= self.now
+            if one.state not in TERMINAL and one.due_at <= self.now and (one.open is None or lapsed):
+                found[one.id] = lapsed
+        return found
+
+    def lapse(self, id: UUID, *, settle_seconds: float, recover_seconds: float | None) -> bool:
+        """Close an attempt whose lease is over as unknown."""
+        one = self.reservations[id]
+        attempt = one.open
+        if attempt is None or attempt.lease_until > self.now:
+            return False
+        attempt.outcome = Outcome.UNKNOWN
+        one.state = State.IN_DOUBT
+        one.absence_counts_at = latest(one.absence_counts_at, attempt.lease_until + settle_seconds)
+        one.due_at = NEVER if recover_seconds is None or one.late_write else self.now + recover_seconds
+        return True
+
+    # T3 ------------------------------------------------------------------------------------------------------------------------
+
+    def settle(self, id: UUID, attempt_id: UUID, report: Report) -> str:
+        """Write down what an attempt came to: `settled`, `already`, `evidence` or `contradiction`."""
+        one = self.reservations[id]
+        attempt = self.attempt(id, attempt_id)
+        current = one.open is attempt
+        if report.outcome is Outcome.SUCCEEDED:
+            return self.succeed(one, attempt, report)
+        if current:
+            self.close(one, attempt, report)
+            return "settled"
+        newest = one.attempts[-1] is attempt and attempt.outcome is Outcome.UNKNOWN and not one.late_write
+        if report.outcome is Outcome.UNSENT and one.state is State.IN_DOUBT and newest:
+            attempt.outcome, attempt.by_answer, attempt.late_write = Outcome.UNSENT, True, attempt.late_write or report.late_write
+            self.leave(one, attempt, report)
+            return "settled"
+        return self.note(one, attempt, report)
+
+    def succeed(self, one: Reservation, attempt: Attempt, report: Report) -> str:
+        """A success settles from whichever attempt and however late; against anything closed it is a contradiction."""
+        if one.state not in (State.EXECUTING, State.IN_DOUBT):
+            if one.state is State.SUCCEEDED and one.reference == report.reference:
+                return self.note(one, attempt, report)
+            assert report.reference is not None
+            self.contradictions.setdefault(one.key, set()).add((one.id, report.reference))
+            return "contradiction"
+        if one.open is not None and one.open is not attempt:
+            one.open.outcome = Outcome.UNKNOWN
+        attempt.outcome, attempt.by_answer, attempt.late_write = report.outcome, True, attempt.late_write or report.late_write
+        one.stored_failure |= report.stored_failure
+        one.state, one.reference, one.due_at = State.SUCCEEDED, report.reference, NEVER
+        return "settled"
+
+    def close(self, one: Reservation, attempt: Attempt, report: Report) -> None:
+        """The open attempt says what it came to; an outcome speaks of its own attempt only."""
+        attempt.outcome, attempt.by_answer, attempt.late_write = report.outcome, True, attempt.late_write or report.late_write
+        one.stored_failure |= report.stored_failure
+        one.late_write |= report.late_write and report.outcome is Outcome.UNKNOWN
+        stored = report.stored and one.guarantee_class == "A"
+        if report.outcome is Outcome.REJECTED and (stored or not one.unknown):
+            one.state, one.refusal_stored, one.due_at = State.FAILED, report.stored, NEVER
+        else:
+            self.leave(one, attempt, report)
+
+    def leave(self, one: Reservation, attempt: Attempt, report: Report) -> None:
+        """It stays in doubt while any attempt is unknown; else it is free to be sent again."""
+        nothing_sent = report.outcome in (Outcome.UNSENT, Outcome.DEFERRED)
+        if one.unknown:
+            if nothing_sent:  # A resend that was not sent or was put off counts as a try, not as a resend.
+                one.tries, one.resends = one.tries + 1, one.resends - 1
+            one.state = State.IN_DOUBT
+            one.absence_counts_at = latest(one.absence_counts_at, max(attempt.lease_until, self.now) + report.settle_seconds)
+            person = one.late_write or report.recover_seconds is None
+            one.due_at = NEVER if person else self.now + (report.recover_seconds or 0.0)
+            return
+        one.tries += 1
+        one.state, one.possible_send_at, one.absence_counts_at = State.RESERVED, None, None
+        one.due_at = self.now if one.tries >= TRIES_MAX else min(self.now + report.again_seconds, one.not_after)
+
+    def note(self, one: Reservation, attempt: Attempt, report: Report) -> str:
+        """What came too late to decide; a late write freezes the doubt all the same and puts off when an absence counts."""
+        unknown = report.outcome is Outcome.UNKNOWN
+        freezes = report.late_write and unknown and one.state in (State.EXECUTING, State.IN_DOUBT)
+        said = (attempt.outcome is report.outcome and attempt.by_answer) or attempt.late_outcome is report.outcome
+        new = not said or (freezes and not attempt.late_write)
+        if new:
+            attempt.late_outcome = report.outcome
+            attempt.late_write |= report.late_write and unknown
+        if freezes:
+            one.late_write = True
+            one.absence_counts_at = latest(one.absence_counts_at, self.now + report.settle_seconds)
+            one.due_at = NEVER if one.state is State.IN_DOUBT else one.due_at
+        return "evidence" if new else "already"
+
+
+def latest(one: float | None, other: float) -> float:
+    """The later of two times, of which the first may be none."""
+    return other if one is None else max(one, other)
