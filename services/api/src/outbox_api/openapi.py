@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from outbox_api import answer_doubt
 from outbox_api.errors import STATUS
 from outbox_api.routes import lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
@@ -40,7 +41,7 @@ def document() -> Document:
         },
         "servers": [{"url": "/"}],
         "security": [{"scopedKey": []}],
-        "tags": [{"name": name} for name in ("tool-calls", "reservations", "receipts", "ledger", "keys", "process")],
+        "tags": [{"name": name} for name in ("tool-calls", "reservations", "receipts", "doubts", "ledger", "keys", "process")],
         "paths": _paths(),
         "components": {
             "securitySchemes": {
@@ -124,6 +125,19 @@ def _paths() -> Document:
                 parameters=["ReceiptId"],
                 answers={"200": _answer("The receipt.", "Receipt")},
                 problems=(401, 403, 404, 422, 500, 503),
+            )
+        },
+        "/v1/reviews/doubts/{reservation_id}": {
+            "post": _operation(
+                "answerDoubt",
+                "doubts",
+                "Say that the effect in doubt happened, or that it did not. For members who may resolve doubts. That it "
+                "happened is taken at any time; that it did not counts only from `absence_counts_at` on, and while automatic "
+                "recovery is due only with `override`.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="DoubtAnswer",
+                answers={"200": _answer("The reservation, settled so.", "Reservation")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
         "/v1/ledger-entries": {
@@ -398,6 +412,7 @@ def _schemas() -> Document:
             "properties": skeleton | {name: _list(_OBJECT) for name in ("attempts", "requesters", "evidence")},
             "required": list(required),
         },
+        "DoubtAnswer": _closed(_doubt_answer_members(), required=("as", "reason", "evidence")),
         "LedgerEntry": {
             "type": "object",
             "properties": {"id": {"type": "integer"}, "at": _TIME, "kind": _TEXT, "detail": _OBJECT},
@@ -427,6 +442,25 @@ def _key_members() -> Document:
     }
     assert tuple(members) == KEY_MEMBERS, "the document names the members that are read"
     return members
+
+
+def _doubt_answer_members() -> Document:
+    members: Document = {
+        "as": {"enum": [answer_doubt.HAPPENED, answer_doubt.DID_NOT_HAPPEN]},
+        "external_reference": _nullable(
+            _text_of(answer_doubt.REFERENCE_BYTES_MAX) | {"description": "The provider's name of it; exactly where it happened."}
+        ),
+        "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
+        "evidence": _text_of(answer_doubt.EVIDENCE_CHARACTERS_MAX) | {"description": "What was seen. Kept for ever: no secrets."},
+        "override": {"type": "boolean", "default": False, "description": "Answer although automatic recovery is still due."},
+        "batch_id": _nullable(_UUID),
+    }
+    assert tuple(members) == answer_doubt.MEMBERS, "the document names the members that are read"
+    return members
+
+
+def _text_of(length_max: int) -> Document:
+    return {"type": "string", "minLength": 1, "maxLength": length_max}
 
 
 def _page(item: str) -> Document:

@@ -40,7 +40,7 @@ async def _list(api: Api, key: ScopedKey, request: Request[Any, Any, Any]) -> An
         views, following = await reservations.list_(
             connection, key.organization_id, key.environment_id, wanted, after=after, limit=limit
         )
-    items = [await _item(api, key, view) for view in views if key.reaches(view.tool, view.provider)]
+    items = [await item(api, key, view) for view in views if key.reaches(view.tool, view.provider)]
     return page(items, following)
 
 
@@ -55,7 +55,7 @@ async def _one(api: Api, key: ScopedKey, request: Request[Any, Any, Any], id_tex
     if wait:
         awaited = await await_receipt(api.waiters, key.organization_id, reservation_id, seconds=wait, look_first=True)
         view = awaited if awaited is not None else view
-    document = await _item(api, key, view)
+    document = await item(api, key, view)
     async with acquire(api.pool) as connection:
         attempts, requesters, evidence = await reservations.detail(connection, key.organization_id, reservation_id)
     document["attempts"] = [asdict(attempt) for attempt in attempts]
@@ -76,7 +76,8 @@ def may_see(key: ScopedKey, view: ReservationView) -> bool:
     )
 
 
-async def _item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, object]:
+async def item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, object]:
+    """A reservation as it is shown, whatever its state."""
     contract = await api.directory.contract(key.organization_id, view.tool, view.contract_version)
     vault = await api.directory.vault(key.organization_id)
     return shown(view, contract=contract, vault=vault) | {
