@@ -18,7 +18,7 @@ grant update (repeats) on tool_calls to outbox_api;
 -- sending needs stays out of reach: no attempt is opened, no lease, gate or provider key is touched, no input is read.
 grant update (state, live, open_attempt_id, unknown_attempts, last_attempt_outcome, absences, lookups, recovery_step, tries, generation,
   refusal_stored, stored_failure, possible_send_at, doubt_since, doubt_cause, absence_counts_at, external_reference, settled_attempt_id,
-  settled_at, changed_at) on reservations to outbox_api;
+  settled_at, person_asked_at, changed_at) on reservations to outbox_api;
 grant update (outcome, closed_at, closed_by, reason, proven_absent) on attempts to outbox_api;
 grant insert on receipts, contradictions, sealed_results to outbox_api;
 grant update (sealed, expires_at) on sealed_results to outbox_api;

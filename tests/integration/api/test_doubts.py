@@ -1,6 +1,7 @@
 """People end doubts: what they may say when, who may say it, and what is written down."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -317,3 +318,160 @@ async def test_who_waits_is_told(api: RunningApi, admin: httpx2.AsyncClient, age
     await answer(admin, id, HAPPENED)
     told = await asyncio.wait_for(waiting, 5.0)
     assert (told.status_code, told.json()["state"]) == (200, "succeeded")
+
+
+async def mail(agent: httpx2.AsyncClient, worker: StandIn, reference: str) -> UUID:
+    """A mail of class C in doubt: only a person can end it."""
+    call = {
+        "tool": "sendgrid.mail.send",
+        "input": {"from": "a@example.com", "to": "b@example.com", "subject": "s", "text": "t"},
+        "reference": reference,
+    }
+    answered = await agent.post("/v1/tool-calls", json=call, headers={"Prefer": "respond-async"})
+    assert answered.status_code == 202, answered.text
+    id = UUID(answered.json()["reservation_id"])
+    await worker.settle(await worker.claim(id), Outcome.UNKNOWN, recover_seconds=None, reason="lease lapsed")
+    return id
+
+
+async def test_the_summary(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn) -> None:
+    """By connection, tool, class and cause: how many, since when, the money at stake, what happens next, how many need a person."""
+    empty = (await admin.get("/v1/doubts/summary")).json()
+    assert empty == {"count": 0, "needs_person": 0, "oldest": None, "amounts": [], "groups": []}
+    for number in range(3):
+        await doubt(agent, worker, f"pi_{number}", recovery_due=number > 0)
+    await doubt(agent, worker, "pi_9", absence_in_seconds=NOT_YET, reason="connection reset")
+    await mail(agent, worker, "case-1")
+    summary = (await admin.get("/v1/doubts/summary")).json()
+    assert (summary["count"], summary["needs_person"]) == (5, 3)
+    assert summary["amounts"] == [{"value": 4800, "currency": "EUR"}]
+    assert [(group["tool"], group["cause"], group["count"], group["needs_person"]) for group in summary["groups"]] == [
+        ("sendgrid.mail.send", "lease lapsed", 1, 1),
+        ("stripe.refund.create", "answer lost", 3, 1),
+        ("stripe.refund.create", "connection reset", 1, 1),
+    ]
+    mails, lost, reset = summary["groups"]
+    assert (mails["class"], mails["connection"], mails["amounts"]) == ("C", "sendgrid", [])
+    assert lost["amounts"] == [{"value": 3600, "currency": "EUR"}]
+    following = {each["action"]: each for each in lost["next"]}
+    assert {action: each["count"] for action, each in following.items()} == {"resend": 2, "person": 1}
+    assert following["resend"]["at"] is not None
+    assert following["person"]["at"] is None
+    assert (lost["absence_counts"], reset["absence_counts"]) == (3, 0)
+    one = (await admin.get("/v1/doubts/summary", params={"cause": "connection reset", "class": "A"})).json()
+    assert [group["cause"] for group in one["groups"]] == ["connection reset"]
+    assert (await admin.get("/v1/doubts/summary", params={"needs": "recovery"})).json()["count"] == 2
+    problem_of(await admin.get("/v1/doubts/summary", params={"needs": "nobody"}), 422, "invalid-request")
+    problem_of(await agent.get("/v1/doubts/summary"), 403, "out-of-scope")
+
+
+async def test_a_key_counts_what_it_reaches(api: RunningApi, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene) -> None:
+    """A person's key that is bound to tools, or to a run, sees and ends the doubts of these alone."""
+    await doubt(agent, worker, "pi_1", run="thread-1")
+    await doubt(agent, worker, "pi_2", run="thread-2")
+    await mail(agent, worker, "case-1")
+    batch = {"as": "did-not-happen", "reason": "Asked.", "expect": 3, "dry_run": True}
+    for dimensions, count in (({"tools": ("stripe.*",)}, 2), ({"run": "thread-1"}, 1), ({"providers": ("sendgrid",)}, 1)):
+        async with api.client(await scene.key(actor_id=scene.admin_id, **dimensions)) as narrow:
+            assert (await narrow.get("/v1/doubts/summary")).json()["count"] == count
+            assert problem_of(await narrow.post("/v1/doubts/resolve", json=batch), 409, "count-differs")["count"] == count
+
+
+async def test_one_answer_for_many(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene) -> None:
+    """Refused where the count differs, nothing changed; a dry run changes nothing; then one ledger entry each, with the batch's id."""
+    ids = [await doubt(agent, worker, f"pi_{number}") for number in range(5)]
+    other = await doubt(agent, worker, "pi_9", reason="connection reset")
+    before = [await standing(scene, id) for id in (*ids, other)]
+    batch = {"where": {"cause": "answer lost"}, "as": "did-not-happen", "reason": "The provider was down.", "expect": 4}
+    assert problem_of(await admin.post("/v1/doubts/resolve", json=batch), 409, "count-differs")["count"] == 5
+    dry = (await admin.post("/v1/doubts/resolve", json=batch | {"expect": 5, "dry_run": True})).json()
+    assert (dry["count"], dry["done"], dry["batch_id"], {item["verdict"] for item in dry["items"]}) == (5, 0, None, {"would"})
+    assert [await standing(scene, id) for id in (*ids, other)] == before
+    response = await admin.post("/v1/doubts/resolve", json=batch | {"expect": 5}, headers={"Idempotency-Key": "night-1"})
+    done = response.json()
+    assert (done["count"], done["done"], done["refused"]) == (5, 5, 0), done
+    for id in ids:
+        assert (await standing(scene, id))["state"] == "failed"
+        [entry] = await scene.fetch("select * from ledger_entries where reservation_id = $1 and to_state = 'failed'", id)
+        assert entry["detail"]["evidence"][0]["detail"]["batch_id"] == done["batch_id"]
+        assert entry["actor_chain"] == ["member:admin@example.com"]
+    assert await standing(scene, other) == before[-1]
+    again = await admin.post("/v1/doubts/resolve", json=batch | {"expect": 5}, headers={"Idempotency-Key": "night-1"})
+    assert again.content == response.content
+
+
+async def test_many_happened(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene) -> None:
+    """Each needs the provider's name of its own effect; one that is missing, or of no doubt that is meant, refuses them all."""
+    ids = [await doubt(agent, worker, f"pi_{number}") for number in range(3)]
+    names = {str(id): f"re_{number}" for number, id in enumerate(ids)}
+    batch = {"as": "happened", "reason": "Exported from the provider.", "expect": 3}
+    for references in (
+        None,
+        dict(list(names.items())[:2]),
+        names | {str(uuid4()): "re_9"},
+        {"x": "re_1"},
+        names | {str(ids[0]): ""},
+    ):
+        refused = await admin.post("/v1/doubts/resolve", json=batch | {"external_references": references})
+        problem_of(refused, 422, "invalid-request")
+    assert [(await standing(scene, id))["state"] for id in ids] == ["in_doubt"] * 3
+    done = (await admin.post("/v1/doubts/resolve", json=batch | {"external_references": names})).json()
+    assert done["done"] == 3, done
+    assert [(await standing(scene, id))["external_reference"] for id in ids] == ["re_0", "re_1", "re_2"]
+
+
+async def test_many_before_their_time(
+    admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
+) -> None:
+    """One that recovery still tries, or of which an absence does not count yet, refuses all; an override needs evidence."""
+    batch = {"as": "did-not-happen", "reason": "The provider was down."}
+    due = await doubt(agent, worker, "pi_1", recovery_due=True)
+    await doubt(agent, worker, "pi_2")
+    assert problem_of(await admin.post("/v1/doubts/resolve", json=batch | {"expect": 2}), 409, "recovery-due")["doubts"] == 1
+    override = batch | {"expect": 2, "override": True}
+    assert problem_of(await admin.post("/v1/doubts/resolve", json=override), 422, "invalid-request")["path"] == "$.evidence"
+    early = await doubt(agent, worker, "pi_3", absence_in_seconds=NOT_YET)
+    override |= {"evidence": "https://status.example/incident-7"}
+    problem = problem_of(await admin.post("/v1/doubts/resolve", json=override | {"expect": 3}), 409, "absence-too-early")
+    assert problem["absence_counts_at"][:19] == (await standing(scene, early))["absence_counts_at"].isoformat()[:19]
+    assert (await standing(scene, due))["state"] == "in_doubt"
+    async with scene.connection() as connection:
+        await connection.execute("update reservations set absence_counts_at = now() where id = $1", early)
+    assert (await admin.post("/v1/doubts/resolve", json=override | {"expect": 3})).json()["done"] == 3
+    nothing = {"reason": "x", "expect": 0}
+    problem_of(await agent.post("/v1/doubts/resolve", json=nothing | {"as": "did-not-happen"}), 403, "out-of-scope")
+    problem_of(await agent.post("/v1/doubts/recheck", json=nothing), 403, "out-of-scope")
+
+
+async def test_recovery_begins_again(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene) -> None:
+    """A recheck hands doubts back to recovery, so many a second, from its first way on; each has a ledger entry with the batch's id."""
+    ids = [await doubt(agent, worker, f"pi_{number}") for number in range(4)]
+    async with scene.connection() as connection:
+        await connection.execute("update reservations set recovery_step = 2, lookups = 7 where id = any($1)", ids)
+    batch = {"where": {"needs": "person"}, "reason": "The provider is back.", "expect": 4, "rate_per_second": 2}
+    problem_of(await admin.post("/v1/doubts/recheck", json=batch | {"expect": 3}), 409, "count-differs")
+    assert (await admin.post("/v1/doubts/recheck", json=batch | {"dry_run": True})).json()["done"] == 0
+    assert (await admin.get("/v1/doubts/summary")).json()["needs_person"] == 4
+    done = (await admin.post("/v1/doubts/recheck", json=batch)).json()
+    assert (done["done"], {item["verdict"] for item in done["items"]}) == (4, {"rechecked"})
+    rows = [await standing(scene, id) for id in ids]
+    assert [(row["state"], row["recovery_step"], row["lookups"]) for row in rows] == [("in_doubt", 0, 0)] * 4
+    pauses = [(later["due_at"] - row["due_at"]).total_seconds() for row, later in itertools.pairwise(rows)]
+    assert pauses == [0.5, 0.5, 0.5]
+    for id in ids:
+        entry = await entry_of(admin, id)
+        assert (entry["kind"], entry["from"], entry["to"]) == ("recheck", "in_doubt", "in_doubt")
+        assert entry["detail"] == {"by": "person", "reason": "The provider is back.", "batch_id": done["batch_id"]}
+        assert entry["actor_chain"] == ["member:admin@example.com"]
+    for rate in (0, -1, "5", True, 1e9):
+        problem_of(await admin.post("/v1/doubts/recheck", json=batch | {"rate_per_second": rate}), 422, "invalid-request")
+
+
+async def test_a_reservation_tells_of_its_doubt(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn) -> None:
+    """Since when, why, who looks next and from when an absence counts; nothing of the kind once it has ended."""
+    id = await doubt(agent, worker, absence_in_seconds=NOT_YET, recovery_due=True)
+    told = (await agent.get(f"/v1/reservations/{id}")).json()["doubt"]
+    assert (told["cause"], told["recovery"]) == ("answer lost", "automatic")
+    assert told["since"] < told["next_check"] < told["absence_counts_at"]
+    await answer(admin, id, HAPPENED)
+    assert (await agent.get(f"/v1/reservations/{id}")).json()["doubt"] is None

@@ -79,6 +79,7 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("not-in-doubt", "There is no doubt that could be answered", "never"),
     ("absence-too-early", "That it did not happen does not count yet", "wait"),
     ("recovery-due", "Automatic recovery has not ended yet", "wait"),
+    ("count-differs", "There are not as many as expected", "change-input"),
     ("voided", "Withdrawn before it was sent", "same-request"),
     ("provider-unreachable", "The provider could not be reached; nothing was sent", "same-request"),
     ("failed", "Closed without an effect", "same-request"),

@@ -1,7 +1,7 @@
 """A person's answer to a doubt: it happened, or it did not (design section 4, rules of doubt; `interfaces.md` section 3).
 
-*It happened* is taken at any time, with the provider's own name of the effect. *It did not happen* counts only once nothing can be
-on its way any more, and while automatic recovery has something left to try it needs an override. The row is held while that is
+*It happened* is taken at any time, with the provider's own name of the effect. *It did not happen* counts only once nothing can
+be on its way any more, and while automatic recovery has something left to try it needs an override. The row is held while that is
 judged, so recovery cannot take a step in between: whoever answers has claimed the recovery first.
 """
 
@@ -155,7 +155,7 @@ def _refused(error: OutboxError, standing: Standing) -> Refused:
 def _too_early(standing: Standing) -> OutboxError:
     return OutboxError(
         "absence-too-early",
-        "What was sent may still take effect. That it did not happen counts only from the stated time on; that it happened counts now.",
+        "What was sent may still take effect. That it did not happen counts from the stated time on; that it did counts now.",
         retry=Retry(action="wait", after_seconds=standing.absence_counts_seconds),
         absence_counts_at=standing.absence_counts_at,
     )

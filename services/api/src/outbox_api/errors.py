@@ -49,6 +49,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "not-in-doubt": 409,
         "absence-too-early": 409,
         "recovery-due": 409,
+        "count-differs": 409,
         "voided": 409,
         "provider-unreachable": 503,
         "failed": 409,

@@ -6,12 +6,13 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
-from outbox_api.answers import Answer, encode, shown
+from outbox_api.answers import Answer, doubt_document, encode, shown
 from outbox_api.api import Api
 from outbox_api.await_receipt import await_receipt
 from outbox_api.routes.door import looked_at, not_found, read_id
 from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, page, read_filter, read_page, read_query, read_whole
 from outbox_domain.capability import Capability
+from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
 from outbox_store import reservations
@@ -100,4 +101,5 @@ async def item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, obj
         "changed_at": view.changed_at,
         "settled_at": view.settled_at,
         "not_after": view.not_after,
+        "doubt": doubt_document(view) if view.state is State.IN_DOUBT else None,
     }
