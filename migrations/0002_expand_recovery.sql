@@ -12,6 +12,7 @@ create table breakers (
   organization_id uuid not null,
   connection_id uuid not null,
   opened_at timestamptz not null default now(),
+  closed_at timestamptz,
   retry_at timestamptz not null,
   trial_reservation_id uuid,
   reopenings integer not null default 0,
@@ -19,7 +20,10 @@ create table breakers (
   primary key (organization_id, connection_id),
   foreign key (organization_id, connection_id) references connections
 );
-comment on table breakers is 'A row while a connection''s breaker is open: new attempts are held but for one trial at a time.';
+comment on table breakers is 'While closed_at is null the connection''s new attempts are held but for one trial at a time.';
+comment on column breakers.closed_at is 'What ended unknown before it is not counted again.';
+create index attempts_unknown on attempts (organization_id, closed_at) where outcome = 'unknown';
+comment on index attempts_unknown is 'Counted when an attempt ends unknown: so many within a minute open the breaker.';
 
 create table webhooks_in (
   organization_id uuid not null,
