@@ -55,6 +55,7 @@ class Where:
     cause: str | None = None
     run: str | None = None
     needs: str | None = None
+    reservation_id: UUID | None = None
     project_id: UUID | None = None
 
     def values(self) -> list[object]:
@@ -167,7 +168,8 @@ where o.organization_id = $1 and r.environment_id = $2 and r.state = 'in_doubt'
   and ($6::text is null or r.doubt_cause = $6)
   and ($7::text is null or run.name = $7)
   and ($8::text is null or (case when o.due_at < 'infinity' then 'recovery' else 'person' end) = $8)
-  and ($9::uuid is null or r.project_id = $9)
+  and ($9::uuid is null or r.id = $9)
+  and ($10::uuid is null or r.project_id = $10)
 """
 LIST = f"""
 select r.id, r.tool, n.provider, r.contract_version, n.name as connection, r.guarantee_class, coalesce(r.doubt_cause, '') as cause,
@@ -176,7 +178,7 @@ select r.id, r.tool, n.provider, r.contract_version, n.name as connection, r.gua
   greatest(0, extract(epoch from r.absence_counts_at - now()))::float8 as absence_counts_seconds
 {_DOUBTS}
 order by r.doubt_since, r.id
-limit $10
+limit $11
 """  # noqa: S608 - a constant of this module
 SUMMARY = f"""
 select n.name as connection, n.provider, r.tool, r.contract_version, r.guarantee_class, coalesce(r.doubt_cause, '') as cause, r.recovery_step,

@@ -85,7 +85,7 @@ def read_answer(document: object) -> DoubtAnswer:
         reason=reason,
         evidence=evidence,
         override=read_flag(document, "override"),
-        batch_id=_batch_id(document),
+        batch_id=read_batch_id(document),
     )
 
 
@@ -236,7 +236,8 @@ def read_flag(document: dict[str, object], name: str) -> bool:
     return value
 
 
-def _batch_id(document: dict[str, object]) -> UUID | None:
+def read_batch_id(document: dict[str, object]) -> UUID | None:
+    """The bulk answer that an answer is part of, where its author counts several requests as one."""
     value = document.get("batch_id")
     if value is None:
         return None

@@ -480,7 +480,7 @@ def _key_members() -> Document:
 
 def _where() -> Document:
     members: Document = {name: {"type": "string", "minLength": 1} for name in doubts.WHERE}
-    return members | {"class": {"enum": ["A", "B", "C"]}, "needs": {"enum": list(doubts.NEEDS)}}
+    return members | {"class": {"enum": ["A", "B", "C"]}, "needs": {"enum": list(doubts.NEEDS)}, "reservation": _UUID}
 
 
 def _doubt_schemas() -> Document:
@@ -505,7 +505,7 @@ def _doubt_schemas() -> Document:
         "dry_run": {"type": "boolean", "default": False},
     }
     single = _doubt_answer_members()
-    answered: Document = {name: single[name] for name in ("as", "override")} | {
+    answered: Document = {name: single[name] for name in ("as", "override", "batch_id")} | {
         "evidence": _nullable(single["evidence"]),
         "external_references": _nullable({"type": "object", "additionalProperties": _text_of(answer_doubt.REFERENCE_BYTES_MAX)}),
     }

@@ -17,6 +17,7 @@ from outbox_api.answer_doubt import (
     DoubtAnswer,
     answer_doubt,
     read_answer,
+    read_batch_id,
     read_flag,
     read_text,
     read_verdict,
@@ -35,9 +36,9 @@ from outbox_runtime.postgres import acquire
 from outbox_store import reservations
 from outbox_store.doubts import Where
 
-WHERE = ("connection", "tool", "class", "cause", "run", "needs")
+WHERE = ("connection", "tool", "class", "cause", "run", "needs", "reservation")
 NEEDS = ("person", "recovery")
-RESOLVE_MEMBERS = ("where", "as", "external_references", "reason", "evidence", "override", "expect", "dry_run")
+RESOLVE_MEMBERS = ("where", "as", "external_references", "reason", "evidence", "override", "expect", "dry_run", "batch_id")
 RECHECK_MEMBERS = ("where", "reason", "expect", "rate_per_second", "dry_run")
 RATE_DEFAULT = 5.0
 RATE_MAX = 1_000.0
@@ -101,7 +102,7 @@ async def _resolve(api: Api, key: ScopedKey, body: bytes) -> Answer:
     if references and not happened:
         refuse("$.external_references", "nothing: what did not happen has no reference")
     answer = DoubtAnswer(happened=happened, external_reference=None, reason=batch.reason, evidence=evidence, override=override)
-    batch_id = new_id()
+    batch_id = read_batch_id(document) or new_id()
     done = await resolve_many(api.pool, key, batch, answer, references, batch_id, new_id)
     settled = [each.doubt.id for each in done if each.verdict == "settled"]
     if settled:
@@ -174,6 +175,7 @@ def _where(members: Mapping[str, object], path: str) -> Where:
         cause=texts.get("cause"),
         run=texts.get("run"),
         needs=texts.get("needs"),
+        reservation_id=None if "reservation" not in texts else read_id(texts["reservation"]),
     )
 
 
