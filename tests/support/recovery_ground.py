@@ -7,6 +7,7 @@ further versions for an organization of the test's own; the worker's lease is sh
 import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,7 +23,7 @@ from tests.support.outbox_up import PATHS, SandboxControl
 from tests.support.postgres import Database
 from tests.support.processes import ChildProcess, start
 
-from outbox_domain.contract import LookupRule, ResendRule, ToolContract
+from outbox_domain.contract import LookupRule, ToolContract
 from outbox_providers.catalog import shipped
 from outbox_providers.lint import lint
 from outbox_runtime.sealing import WrappingKey, generate_private_key, seal_to
@@ -84,6 +85,17 @@ class Servers:
         )
         self.workers.append(worker)
         return worker
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No worker does anything during this block."""
+        for worker in self.workers:
+            worker.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for worker in self.workers:
+                worker.send(signal.SIGCONT)
 
     def log(self) -> str:
         """What the workers have written."""
@@ -215,9 +227,9 @@ class Ground:
         found = await asyncio.to_thread(self.sandbox.effects, PATHS[row.tool])
         return [one for one in found if token in json.dumps(one)]
 
-    async def lookups(self, row: NewReservation) -> list[dict[str, Any]]:
-        """The look-ups that the provider has received, in order; all of the tool's, since markers are no part of the log of reads."""
-        return await asyncio.to_thread(lambda: self.sandbox.requests(path=PATHS[row.tool], method="GET"))
+    async def lookups(self, tool: str) -> list[dict[str, Any]]:
+        """The reads of a tool's path that the provider has received, in order."""
+        return await asyncio.to_thread(lambda: self.sandbox.requests(path=PATHS[tool], method="GET"))
 
 
 def is_for_a_person(found: dict[str, Any]) -> bool:
@@ -249,9 +261,3 @@ async def make_ground(servers: Servers, **lookup_changes: Any) -> Ground:
         run_id=UUID(int=0),
     )
     return Ground(servers=servers, scene=scene, world=world, contracts={one.tool: one for one in contracts})
-
-
-def resend_times(contract: ToolContract) -> int:
-    """How many resends a contract allows."""
-    assert isinstance(contract.resend, ResendRule)
-    return contract.resend.times

@@ -57,7 +57,7 @@ with waiting as materialized (
   join open_reservations o on o.organization_id = w.organization_id
   join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id) and r.connection_id = w.connection_id
   where r.executor = 'gateway' and (
-    r.state = 'reserved' and (r.attempts = 0 or o.due_at <= now())
+    r.state = 'reserved' and (r.last_attempt_outcome is distinct from 'deferred' or o.due_at <= now())
     or r.state = 'in_doubt' and r.guarantee_class = 'A' and r.recovery_step = 0 and o.due_at < 'infinity'
       and not r.stored_failure and not r.late_write)
   order by r.organization_id, r.connection_id, r.state = 'reserved' desc, o.due_at
@@ -81,7 +81,7 @@ update breakers set trial_reservation_id = null, reopenings = reopenings + 1, ca
 where (organization_id, connection_id) = ($1, $2) and closed_at is null and trial_reservation_id = $3
 """
 
-# What was held is released one after the other. What has an attempt keeps its time: the provider may have named it.
+# What was held is released one after the other. What was deferred keeps its time, which the provider may have named.
 CLOSE = """
 with closed as materialized (
   update breakers set closed_at = now(), trial_reservation_id = null
@@ -92,7 +92,7 @@ with closed as materialized (
   from closed c
   join open_reservations o on o.organization_id = c.organization_id
   join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id) and r.connection_id = c.connection_id
-  where r.state = 'reserved' and r.attempts = 0 and r.executor = 'gateway'
+  where r.state = 'reserved' and r.last_attempt_outcome is distinct from 'deferred' and r.executor = 'gateway'
 ), released as (
   update open_reservations o set due_at = now() + make_interval(secs => h.place / $4)
   from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)
