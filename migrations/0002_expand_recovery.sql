@@ -38,6 +38,17 @@ create table webhooks_in (
 );
 comment on table webhooks_in is 'Events of providers whose signature was verified; one of a kind is acted on once.';
 
+create table webhook_secrets (
+  organization_id uuid not null,
+  connection_id uuid not null,
+  sealed bytea not null,
+  created_at timestamptz not null default now(),
+  primary key (organization_id, connection_id),
+  foreign key (organization_id, connection_id) references connections
+);
+create index webhook_secrets_connection on webhook_secrets (connection_id);
+comment on table webhook_secrets is 'What a connection''s webhooks are signed with, sealed under the organization''s data key; without a row nothing listens.';
+
 alter table attempts add column marker text;
 create index attempts_marker on attempts (organization_id, marker) where marker is not null;
 comment on column attempts.marker is 'What was planted for look-ups and webhooks to find; set when the attempt is opened.';

@@ -36,3 +36,8 @@ grant delete on sealed_inputs, sealed_results, open_reservations to outbox_worke
 -- Breakers: the worker opens, tries and closes them; the API says so in its answers.
 grant select on breakers to outbox_api;
 grant select, insert, update on breakers to outbox_worker;
+
+-- Webhooks: the API verifies, acts once on an event, and settles by the statement of look-ups.
+grant select on webhook_secrets to outbox_api;
+grant select, insert on webhooks_in to outbox_api;
+grant update (verdict) on webhooks_in to outbox_api;

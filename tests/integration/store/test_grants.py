@@ -36,7 +36,8 @@ GRANTS: dict[str, dict[str, str]] = {
     "sealed_results": {"outbox_api": SI, "outbox_worker": ALL},
     "tool_calls": {"outbox_api": SI},
     "tool_contracts": {"outbox_api": S, "outbox_worker": S},
-    "webhooks_in": {},
+    "webhook_secrets": {"outbox_api": S},
+    "webhooks_in": {"outbox_api": SI},
 }
 ENDS_A_DOUBT = {
     "reservations": "state live open_attempt_id unknown_attempts last_attempt_outcome absences lookups recovery_step tries generation "
@@ -45,6 +46,7 @@ ENDS_A_DOUBT = {
     "attempts": "outcome closed_at closed_by reason proven_absent",
     "sealed_results": "sealed expires_at",
     "open_reservations": "due_at",
+    "webhooks_in": "verdict",
 }
 """What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
 
@@ -137,6 +139,8 @@ async def test_service_roles_are_plain_roles(store: Store) -> None:
         "delete from receipts",
         "update contradictions set closed_at = now()",
         "delete from sealed_results",
+        "update webhook_secrets set sealed = ''",
+        "delete from webhooks_in",
         "update tool_calls set answer_code = 'ok'",
         "delete from tool_calls",
         "update scoped_keys set expires_at = null",
@@ -174,6 +178,8 @@ async def test_what_the_api_may_not_do(store: Store, statement: str) -> None:
         "select * from request_keys",
         "select * from tool_calls",
         "select * from members",
+        "select * from webhook_secrets",
+        "insert into webhooks_in (event_id) values ('evt_1')",
         "insert into runs (id) values (gen_random_uuid())",
         "insert into reservation_transitions values ('failed', 'reserved')",
         "update epochs set number = 2",

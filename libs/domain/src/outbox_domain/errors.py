@@ -65,6 +65,7 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("key-expired", "The scoped key has expired", "never"),
     ("key-revoked", "The scoped key was revoked", "never"),
     ("out-of-scope", "The scoped key does not reach this", "never"),
+    ("invalid-signature", "The webhook is not signed as its connection signs, or too long ago", "never"),
     # The decision.
     ("policy-denied", "Not allowed by policy", "never"),
     ("review-required", "A person would have to approve this", "ask-human"),

@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import msgspec
-from outbox_domain.identity import Secrets
 
+from outbox_domain.identity import Secrets
 from outbox_runtime.sealing import SealBroken, WrappingKey, new_data_key, open_sealed, seal
 
 DATA_KEY = "data-key"
@@ -145,6 +145,18 @@ class Vault:
             SealBroken: it belongs to another reservation or was changed.
         """
         return self._open("failure", reservation_id, sealed, dict[str, Any])
+
+    def seal_webhook_secret(self, connection_id: UUID, secret: str) -> bytes:
+        """Seal what a connection's webhooks are signed with."""
+        return self._seal("webhook-secret", connection_id, secret)
+
+    def open_webhook_secret(self, connection_id: UUID, sealed: bytes) -> str:
+        """Open what `seal_webhook_secret` sealed.
+
+        Raises:
+            SealBroken: it belongs to another connection or was changed.
+        """
+        return self._open("webhook-secret", connection_id, sealed, str)
 
     def seal_answer(self, request: str, answer: StoredAnswer) -> bytes:
         """Seal the final answer to a request; `request` names whose it is (environment, actor, method, path, request key)."""

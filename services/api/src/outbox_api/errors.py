@@ -36,6 +36,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "invalid-key": 401,
         "key-expired": 401,
         "key-revoked": 401,
+        "invalid-signature": 400,
         "out-of-scope": 403,
         "policy-denied": 403,
         "review-required": 403,

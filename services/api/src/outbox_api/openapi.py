@@ -14,6 +14,9 @@ from outbox_domain.reservation import State
 
 VERSION = "0.1.0"
 
+VERDICTS = ("settled", "known", "contradiction", "duplicate", "unmarked", "unmatched", "unusable")
+"""What may come of a webhook."""
+
 Document = dict[str, Any]
 
 _TEXT: Document = {"type": "string"}
@@ -173,6 +176,19 @@ def _paths() -> Document:
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
+        "/v1/webhooks/{connection_id}": {
+            "post": _operation(
+                "takeWebhook",
+                "doubts",
+                "What a provider sends on its own, signed in `Stripe-Signature` within five minutes. "
+                "An event is acted on once; it settles what is executing or in doubt.",
+                parameters=["ConnectionId", "StripeSignature"],
+                body="Event",
+                answers={"200": _answer("It was taken; `verdict` says what came of it.", "EventTaken")},
+                problems=(400, 404, 413, 415, 422, 500, 503),
+            )
+            | {"security": []}
+        },
         "/v1/ledger-entries": {
             "get": _operation(
                 "listLedgerEntries",
@@ -283,6 +299,10 @@ def _parameters() -> Document:
         "Limit": _query("limit", _whole(1, lists.LIMIT_MAX, lists.LIMIT_DEFAULT), "Rows a page."),
         "Wait": _query("wait", _whole(0, 60, 0), "Seconds to wait until it is final."),
         "ReservationId": {"name": "reservation_id", "in": "path", "required": True, "schema": _UUID},
+        "ConnectionId": {"name": "connection_id", "in": "path", "required": True, "schema": _UUID},
+        "StripeSignature": _header(
+            "Stripe-Signature", _TEXT, "`t=` seconds since the epoch, `v1=` HMAC-SHA-256 of time, dot, body."
+        ),
         "ReceiptId": {"name": "receipt_id", "in": "path", "required": True, "schema": _UUID},
         "IdempotencyKey": _header(
             "Idempotency-Key",
@@ -447,6 +467,10 @@ def _schemas() -> Document:
             "required": list(required),
         },
         **_doubt_schemas(),
+        "Event": {"type": "object", "properties": {"id": _TEXT, "type": _TEXT, "data": _OBJECT}, "required": ["id"]},
+        "EventTaken": _closed(
+            {"received": {"const": True}, "verdict": {"enum": list(VERDICTS)}}, required=("received", "verdict")
+        ),
         "LedgerEntry": {
             "type": "object",
             "properties": {"id": {"type": "integer"}, "at": _TIME, "kind": _TEXT, "detail": _OBJECT},
