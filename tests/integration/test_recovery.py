@@ -100,7 +100,7 @@ async def test_look_ups_that_fail_count_for_nothing(ground: Ground) -> None:
     row = await ground.faulty(TICKET, "drop-before-commit")
     found = await ground.until(row, lambda found: found["lookups"] >= 3)
     assert (found["state"], found["absences"]) == ("in_doubt", 0)
-    # What would come later by the back-off is asked for now; whether it counts is decided by the time of asking.
+    # The back-off is cut short; whether an absence counts is decided by the time of asking.
     while (await ground.read(row))["state"] == "in_doubt":
         await ground.change(
             "update open_reservations set due_at = least(due_at, now() + interval '0.3 s') where reservation_id = $1", row.id

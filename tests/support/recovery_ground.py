@@ -42,12 +42,10 @@ RECOVERED_SECONDS = 30.0
 
 def quick(contract: ToolContract, **changes: Any) -> ToolContract:
     """A contract with short times: deadline and settle time; `changes` replace members of its look-up."""
-    recovery = []
-    for rule in contract.recovery:
-        if isinstance(rule, LookupRule):
-            recovery.append(rule.model_copy(update={"settle": SETTLE, **changes}))
-        else:
-            recovery.append(rule)
+    recovery = [
+        rule.model_copy(update={"settle": SETTLE, **changes}) if isinstance(rule, LookupRule) else rule
+        for rule in contract.recovery
+    ]
     request = contract.request.model_copy(update={"deadline": DEADLINE})
     return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request})
 
@@ -141,13 +139,13 @@ class Ground:
     async def reserve(self, tool: str, **input: object) -> NewReservation:
         """Reserve one call of a tool under its quick contract, as the API does."""
         contract, vault, token = self.contracts[tool], await self.scene.vault(), uuid4().hex
-        given: dict[str, Any] = {
+        inputs: dict[str, dict[str, Any]] = {
             "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": 1200},
             "stripe.customer.create": {"email": f"{token}@example.com"},
             "sandbox.ticket.create": {"title": f"Door {token}"},
             "sendgrid.mail.send": {"from": "a@example.com", "to": "b@example.com", "subject": token, "text": "t"},
             "sandbox.echo": {"token": token},
-        }[tool]
+        }
         found = await self.scene.fetch("select id from connections where {own} and provider = $1", contract.provider)
         money: dict[str, Any] = {} if contract.amount is not None else {"amount": None, "currency": None}
         row = self.world.row(
@@ -158,7 +156,7 @@ class Ground:
             contract_version=QUICK,
             **money,
         )
-        sealed = vault.seal_input(row.id, StoredInput(input={**given, **input}, names={}))
+        sealed = vault.seal_input(row.id, StoredInput(input={**inputs[tool], **input}, names={}))
         row = NewReservation(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "sealed_input": sealed})
         async with self.scene.connection(self.scene.database.api_url) as connection:
             [verdict] = await reserve(connection, [row])
