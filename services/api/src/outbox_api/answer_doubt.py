@@ -153,9 +153,10 @@ def _refused(error: OutboxError, standing: Standing) -> Refused:
 
 
 def _too_early(standing: Standing) -> OutboxError:
+    counts_at = "a time that is not known" if standing.absence_counts_at is None else messages.moment(standing.absence_counts_at)
     return OutboxError(
         "absence-too-early",
-        "What was sent may still take effect. That it did not happen counts from the stated time on; that it did counts now.",
+        f"What was sent may still take effect. That it did not happen counts from {counts_at} on; that it did counts now.",
         retry=Retry(action="wait", after_seconds=standing.absence_counts_seconds),
         absence_counts_at=standing.absence_counts_at,
     )

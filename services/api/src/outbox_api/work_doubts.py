@@ -14,6 +14,7 @@ from uuid import UUID
 from outbox_api.answer_doubt import DoubtAnswer, answer_doubt, refuse
 from outbox_api.directory import Directory
 from outbox_api.reserve import Refused
+from outbox_domain import messages
 from outbox_domain.capability import Capability
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError, Retry
@@ -192,7 +193,8 @@ async def resolve_many(
         last = max(late, key=lambda doubt: doubt.absence_counts_seconds)
         raise OutboxError(
             "absence-too-early",
-            f"Of {len(late)} of {len(found)} doubts that it did not happen does not count yet; of all from the stated time on.",
+            f"Of {len(late)} of {len(found)} doubts that it did not happen does not count yet; of all it counts from "
+            f"{messages.moment(last.absence_counts_at)} on.",
             retry=Retry(action="wait", after_seconds=last.absence_counts_seconds),
             absence_counts_at=last.absence_counts_at,
             doubts=len(late),

@@ -115,7 +115,7 @@ def _of_attempt(attempt: dict[str, Any]) -> Iterator[Moment]:
             status is not None and f"HTTP {status}",
             attempt["provider_code"],
             seconds is not None and f"{duration(seconds)} at the provider",
-            attempt["closed_by"] != "settle" and f"closed by {attempt['closed_by']}",
+            attempt["closed_by"] != "answer" and f"closed by {attempt['closed_by']}",
             attempt["proven_absent"] and "proven absent",
             attempt["late_write"] and "written late",
         ),
