@@ -25,8 +25,9 @@ demo: sync ## Play an agent through faults, plain and through Outbox, and count 
 up: sync ## Run Postgres, Redis, API, worker and sandbox provider on this machine until Ctrl-C.
 	@$(RUN) outbox up $(ARGS)
 
+# Most tests wait for servers, leases and time-outs, so a process per core keeps the cores at work.
 test: sync ## Run every test (ARGS="tests/unit" for a part).
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest -n auto --dist loadfile $(ARGS)
 
 model: sync ## Search the protocol's model: what must hold, and that every guard is missed when it is removed.
 	$(RUN) python -m tests.model.selftest

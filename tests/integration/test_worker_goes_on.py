@@ -200,3 +200,21 @@ async def test_provider_that_hangs(ground: Ground) -> None:
     async with asyncio.timeout(8.0):
         await ground.until_state(other, "succeeded")
     assert (await ground.read(hanging[0]))["state"] == "executing"
+
+
+async def test_renewal_that_is_refused(ground: Ground) -> None:
+    """A lease that cannot be renewed for a moment takes nothing away from the answer: the mail succeeds, and is in no doubt."""
+    mail = await ground.reserve("sendgrid.mail.send", "mail:1")
+    async with httpx2.AsyncClient(base_url=ground.provider_url) as client:
+        fault = {"path": "/v3/mail/send", "fault": "delay", "times": 1, "delay_seconds": 4}
+        assert (await client.post("/_control/faults", json=fault)).status_code == 200
+    async with ground.scene.connection() as holder:
+        name = ground.scene.database.worker_url.rpartition("/")[2]
+        await holder.execute(f"alter role outbox_worker in database \"{name}\" set lock_timeout = '50ms'")
+        worker = ground.start_worker(OUTBOX_RENEW_SECONDS="0.5")
+        await ground.until_state(mail, "executing")
+        async with holder.transaction():
+            await holder.execute("lock table attempts in access exclusive mode")
+            worker.wait_for(lambda: "renewal-unanswered" in worker.log(), deadline_seconds=3.0)
+        found = await ground.until_state(mail, "succeeded")
+    assert found["outcomes"] == ["succeeded"]

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,3 +96,13 @@ def test_talkative_libraries_are_heard_from_warning_on(stream: io.StringIO) -> N
     logging.getLogger("arq.worker").info("ring")
     logging.getLogger("arq.worker").warning("expired")
     assert [line["event"] for line in lines(stream)] == ["expired"]
+
+
+def test_what_ends_a_process_is_told_without_its_message() -> None:
+    """An error that nobody caught: its class and its places on one line, and its message nowhere."""
+    program = "from outbox_runtime import logs; logs.configure('info', service='tests'); raise ValueError('CANARY')"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert "CANARY" not in ended.stdout + ended.stderr
+    assert '"event":"process-broke-off"' in ended.stdout
+    assert '"error":"ValueError"' in ended.stdout

@@ -52,8 +52,16 @@ def configure(level: str, *, service: str, stream: TextIO | None = None) -> None
     root = logging.getLogger()
     root.handlers[:] = [_Foreign()]
     root.setLevel(least)
+    sys.excepthook = _uncaught
     for name in LIBRARIES_QUIET:
         logging.getLogger(name).setLevel(max(least, logging.WARNING))
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, found: TracebackType | None) -> None:
+    """What ends the process is told like any other error; Python would print its message, and whatever that quotes."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    structlog.get_logger("outbox.process").critical("process-broke-off", exc_info=(kind, error, found))
 
 
 def places(found: TracebackType | None) -> list[str]:

@@ -17,7 +17,7 @@ from outbox_domain.contract import ToolContract
 from outbox_domain.reservation import Outcome
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest
-from outbox_runtime.postgres import AWAY, acquire
+from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_runtime.telemetry import context_of, traceparent_of
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim, plant, renew
@@ -66,7 +66,7 @@ async def execute(
         return verdict
     if on_claimed is not None:
         on_claimed(verdict)
-    contract = await _contract(worker, verdict)
+    contract = await _contract(worker, verdict, give_up=began + worker.settings.send_by_seconds)
     if contract is None:
         # Nothing has left and nothing will: that is said, so that it does not end as a doubt when the lease lapses.
         await settle(worker, verdict, None, Came(outcome=Outcome.UNSENT, reason="contract not readable"))
@@ -100,7 +100,7 @@ async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | No
         try:
             async with acquire(worker.pool) as connection:
                 [verdict] = await claim(connection, [wish])
-        except AWAY as error:
+        except NOT_NOW as error:
             if time.monotonic() >= give_up:
                 log.warning("claim-unanswered", reservation_id=str(wish.reservation_id), error=type(error).__name__)
                 return None
@@ -112,16 +112,18 @@ async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | No
         return verdict
 
 
-async def _contract(worker: Worker, attempt: Claimed) -> ToolContract | None:
-    """The contract that the reservation pins; None where it cannot be read. Postgres being away is waited for, as in settle."""
+async def _contract(worker: Worker, attempt: Claimed, *, give_up: float) -> ToolContract | None:
+    """The contract that the reservation pins; None where it cannot be read while something might still be sent."""
     while True:
         try:
             return await worker.contracts.of(attempt.organization_id, attempt.tool, attempt.contract_version)
         except ContractUnreadable as error:
             log.error("contract-unreadable", reservation_id=str(attempt.reservation_id), tool=attempt.tool, reason=str(error))
             return None
-        except AWAY as error:
+        except NOT_NOW as error:
             log.warning("contract-unanswered", reservation_id=str(attempt.reservation_id), error=type(error).__name__)
+            if time.monotonic() >= give_up:
+                return None
             await asyncio.sleep(0.05)
 
 
@@ -141,7 +143,7 @@ async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, 
     try:
         async with _renewed(worker, attempt, contract):
             sent = await _send(worker, attempt, contract, outgoing, send_by)
-        came = _came(contract, sent, outgoing.provider_key)
+            came = _came(contract, sent, outgoing.provider_key)
     finally:
         # Also when this task is cancelled or something unforeseen happens after the request was handed over: unknown.
         await settle(worker, attempt, contract, came)
@@ -222,8 +224,10 @@ async def _renewed(worker: Worker, attempt: Claimed, contract: ToolContract) -> 
         yield
     finally:
         renewing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await renewing
+        # Whatever became of the renewals, it must not stand in the way of what the provider answered.
+        [ended] = await asyncio.gather(renewing, return_exceptions=True)
+        if isinstance(ended, Exception):
+            log.error("renewal-broke-off", attempt_id=str(attempt.attempt_id), error=type(ended).__name__, exc_info=ended)
 
 
 async def _renew(worker: Worker, attempt: Claimed, contract: ToolContract) -> None:
@@ -240,7 +244,7 @@ async def _renew(worker: Worker, attempt: Claimed, contract: ToolContract) -> No
                     lease_seconds=settings.lease_seconds,
                     until_seconds=until_seconds,
                 )
-        except AWAY as error:
+        except NOT_NOW as error:
             log.warning("renewal-unanswered", attempt_id=str(attempt.attempt_id), error=type(error).__name__)
             continue
         if not held:

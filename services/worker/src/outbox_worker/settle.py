@@ -13,7 +13,7 @@ from outbox_domain.contract import ToolContract
 from outbox_domain.recovery import Doubt, back_off_seconds, recover_in_seconds, settle_seconds
 from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_providers.wire import Reading
-from outbox_runtime.postgres import AWAY, PostgresError, acquire
+from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_runtime.vault import Vault
 from outbox_store import settle as store
 from outbox_store.batches import Failed
@@ -26,9 +26,6 @@ from outbox_worker.worker import Worker
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS_MAX = 2.0
-
-_RETRIED: tuple[type[BaseException], ...] = (*AWAY, PostgresError)
-"""Also what Postgres refuses for a while (a full disk, a deadlock): the outcome is known here and nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,8 @@ async def _until_written(worker: Worker, settlement: Settlement) -> Settled | Fa
         try:
             async with acquire(worker.pool) as connection:
                 [result] = await store.settle(connection, [settlement], tries_max=TRIES_MAX)
-        except _RETRIED as error:
+        except NOT_NOW as error:
+            # Also what Postgres refuses for a while (a full disk, a deadlock): the outcome is known here and nowhere else.
             worker.metrics.settle_retries.inc()
             log.warning("settlement-unanswered", reservation_id=str(settlement.reservation_id), error=type(error).__name__)
             await asyncio.sleep(pause)

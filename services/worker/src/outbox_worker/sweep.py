@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from outbox_domain.reservation import State
-from outbox_runtime.postgres import AWAY, acquire
+from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_store.breakers import trials
 from outbox_store.claim import Claim
 from outbox_store.connection import Connection
@@ -97,7 +97,7 @@ class Sweep:
                 if loop.time() >= erase_at:
                     erase_at = loop.time() + ERASE_EVERY_SECONDS
                     await self._erase()
-            except AWAY as error:
+            except NOT_NOW as error:
                 log.warning("sweep-unanswered", error=type(error).__name__)
             except Exception:
                 # One row that nobody foresaw must not end the sends of all others; wake-ups go on, and the next look may do.
