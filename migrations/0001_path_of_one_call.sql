@@ -406,6 +406,8 @@ create table request_keys (
   constraint request_key_answered check ((pending_until is null) = (answer_status is not null and sealed_answer is not null))
 );
 create index request_keys_age on request_keys (created_at);
+-- The few that are being answered at this moment, so that renewing them does not read all keys of the day.
+create index request_keys_pending on request_keys (holder) where pending_until is not null;
 
 create sequence ledger_entry_ids;
 create table ledger_entries (

@@ -1,12 +1,18 @@
 """What every test may ask for: a Postgres with a database of its own, a Redis, and child processes that end with the test."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tests.support import postgres, processes, redis
+
+# How long an example takes says something of the machine, not of the product; in CI every run tries the same examples.
+settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("suite")
 
 POSTGRES = pytest.StashKey[postgres.Choice]()
 REDIS = pytest.StashKey[redis.Choice]()

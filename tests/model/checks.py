@@ -149,6 +149,20 @@ HOLDS: Sequence[Check] = [
         cost=1,
     ),
     Check(
+        name="A replay holds: stored failures, read back",
+        world={**A, **LEAN, "window": 6, "stored_failures": True, "reads_back": True},
+    ),
+    Check(
+        name="A replay holds: stored failures, read back, three attempts",
+        world={**A, **LEAN, "window": 7, "attempts_max": 3, "stored_failures": True, "reads_back": True, "lag_max": 1},
+        cost=2,
+    ),
+    Check(
+        name="A replay holds: stored failures, read back, two reservations",
+        world={**A, **CALM, **SURE, "window": 6, "stored_failures": True, "reads_back": True},
+        cost=2,
+    ),
+    Check(
         name="A without any clock: pauses and delays unbounded, keys never forgotten",
         world={**A, "window": NEVER, "pause_max": NEVER, "commit_delay_max": NEVER},
     ),

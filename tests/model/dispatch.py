@@ -42,7 +42,7 @@ class Row(NamedTuple):
     absent: int = 0  # how often the marker was found absent in this doubt
     receipts: int = 0
     hint: bool = False  # a wake-up is under way
-    stored: bool = False  # failed by a refusal that the provider stores under the key
+    stored: bool = False  # failed, and the provider keeps an answer under the key that stands for no effect
     evidence: bool = False  # what ends the doubt was said, and only noted
     first: bool = False  # first use of this key in a restored epoch
     frozen: bool = False  # a write left late: only a success or a person ends the doubt
@@ -186,6 +186,7 @@ class World:
     restores_max: int = 0
     deletes: bool = False  # somebody deletes the effect at the provider
     wake_ups: str = "swept"  # "lost": only a wake-up brings a reservation to a worker, and it may be lost
+    reads_back: bool = False  # class A: a lookup is the next way after the resends
     lookups_max: int = 1
     misses_max: int = 0  # lookups that miss a visible effect (a stale replica, a moving page)
     resettles_max: int = 0  # T3 commits but its answer is lost, so it is sent again
@@ -227,7 +228,7 @@ class Dispatch:
             self.fair = self.fair - {"timeout"}
         self.pending: Mapping[str, Callable[[State], bool]] = self._pending()
         # Where nobody ever concludes absence the time of it is not kept, so that fewer states differ.
-        self.absence = world.person or world.guarantee == "B" or world.strategy == "conflict"
+        self.absence = world.person or world.reads_back or world.guarantee == "B" or world.strategy == "conflict"
 
     def _pending(self) -> Mapping[str, Callable[[State], bool]]:
         pending: dict[str, Callable[[State], bool]] = {
@@ -278,8 +279,8 @@ class Dispatch:
                 continue
             if len(s.rows) >= world.reservations_max or (s.contradiction and rules.contradiction_blocks):
                 continue
-            closed = sum(r.state == "failed" and (r.stored or not rules.generation_counts_stored) for r in s.rows)
-            key = closed + 1 if rules.key_from_operation else s.next_id
+            used = (r.key for r in s.rows if r.state == "failed" and (r.stored or not rules.generation_counts_stored))
+            key = max(used, default=0) + 1 if rules.key_from_operation else s.next_id
             row = Row(s.next_id, key, digest=digest, first=bool(s.epoch and rules.epoch_doubts_new_keys))
             after = s._replace(rows=(*s.rows, row), next_id=s.next_id + 1)
             if world.clients:  # T1 and T2 are one statement here: the answer carries lease, attempt and provider key.
@@ -610,7 +611,7 @@ class Dispatch:
     def look(self, s: State, i: int, row: Row) -> Steps:
         """Class B, and the read-back of a conflict: ask the provider for the planted marker."""
         world = self.world
-        if world.guarantee == "C" or (world.guarantee == "A" and world.strategy != "conflict"):
+        if world.guarantee == "C" or (world.guarantee == "A" and world.strategy != "conflict" and not world.reads_back):
             return
         if len(s.looks) >= world.lookups_max or "u" not in row.attempts:
             return
@@ -655,9 +656,11 @@ class Dispatch:
             yield f"note {look.row}: absent, too early to count", free
 
     def proven_absent(self, row: Row) -> Row:
-        """Absence proven counts as unsent: sent again while tries allow, else failed."""
+        """Absence proven counts as unsent: sent again while tries allow, else failed. A stored failure takes another provider key."""
         proven = row._replace(attempts=row.attempts.replace("u", "a"))
-        return self.free(proven) if len(row.attempts) < self.world.attempts_max else self.fail(proven)
+        if len(row.attempts) >= self.world.attempts_max:
+            return self.fail(proven)._replace(stored=row.spent)
+        return self.free(proven)._replace(spent=False, key=row.key + row.spent)
 
     def person(self, s: State, i: int, row: Row) -> Steps:
         """An honest person says what the provider shows at this moment."""
@@ -667,7 +670,7 @@ class Dispatch:
         if lags:
             yield f"person {row.id}: happened -> succeeded", self.put(s, i, self.succeed(row))
         if 0 not in lags and (row.quiet == 0 or not self.rules.person_waits):
-            closed = self.fail(row._replace(attempts=row.attempts.replace("u", "a")))
+            closed = self.fail(row._replace(attempts=row.attempts.replace("u", "a")))._replace(stored=row.spent)
             yield f"person {row.id}: did not happen -> failed", self.put(s, i, closed)
 
     # The world -----------------------------------------------------------------------------------------------------------------

@@ -87,13 +87,18 @@ class Reservation:
 
 
 class Ledger:
-    """The reservations of one organization."""
+    """The reservations of one organization.
+
+    Attributes:
+        contradictions: by reservation and reference, whether a person has still to look at it. One that was closed stays so when the
+            same proof is told again.
+    """
 
     def __init__(self) -> None:
         """Nothing was asked yet, and the clock is at nothing."""
         self.now = 0.0
         self.reservations: dict[UUID, Reservation] = {}
-        self.contradictions: dict[str, set[tuple[UUID, str]]] = {}
+        self.contradictions: dict[tuple[UUID, str], bool] = {}
 
     def of_key(self, key: str) -> Iterator[Reservation]:
         """The reservations of an operation key."""
@@ -103,6 +108,14 @@ class Ledger:
         """The live reservation of an operation key."""
         return next((one for one in self.of_key(key) if one.state in LIVE), None)
 
+    def blocked(self, key: str) -> bool:
+        """Whether proof of an effect of the key awaits a person."""
+        return any(open and self.reservations[id].key == key for (id, _), open in self.contradictions.items())
+
+    def close_contradictions(self) -> None:
+        """A person has looked at all of them."""
+        self.contradictions = dict.fromkeys(self.contradictions, False)
+
     # T1 ------------------------------------------------------------------------------------------------------------------------
 
     def reserve(self, id: UUID, key: str, *, digest: bytes, guarantee_class: str, not_after_seconds: float) -> str:
@@ -111,7 +124,7 @@ class Ledger:
             return "won"
         if self.holder(key) is not None:
             return "held"
-        if self.contradictions.get(key):
+        if self.blocked(key):
             return "contradicted"
         self.reservations[id] = Reservation(
             id=id,
@@ -135,7 +148,7 @@ class Ledger:
         if one.state is State.RESERVED and (one.not_after <= self.now or one.tries >= TRIES_MAX):
             one.state, one.due_at = State.VOIDED, NEVER
             return "voided"
-        if self.contradictions.get(one.key):
+        if self.blocked(one.key):
             return "parked"
         if one.due_at > self.now:
             return "not-due"
@@ -224,7 +237,7 @@ class Ledger:
             if one.state is State.SUCCEEDED and one.reference == report.reference:
                 return self.note(one, attempt, report)
             assert report.reference is not None
-            self.contradictions.setdefault(one.key, set()).add((one.id, report.reference))
+            self.contradictions.setdefault((one.id, report.reference), True)
             return "contradiction"
         if one.open is not None and one.open is not attempt:
             one.open.outcome = Outcome.UNKNOWN

@@ -380,6 +380,26 @@ async def test_a_late_write_puts_off_the_time_from_which_an_absence_counts(store
     assert record["absence_seconds"] == pytest.approx(130.0 if when == "in time" else 120.0, abs=5.0)
 
 
+async def test_a_success_of_an_attempt_that_was_thought_absent_is_not_lost(store: Store) -> None:
+    """An effect that look-ups overlooked settles its reservation all the same, when its attempt reports it while the next one is open."""
+    first = await sent(store)
+    await settled(store.worker, first, UNKNOWN)
+    await store.owner.execute("update attempts set proven_absent = true where id = $1", first.attempt_id)
+    await store.owner.execute(
+        "update reservations set state = 'reserved', unknown_attempts = 0, possible_send_at = null where id = $1",
+        first.reservation_id,
+    )
+    await store.owner.execute(
+        "insert into ledger_entries (organization_id, environment_id, kind, reservation_id, from_state, to_state, actor_chain) "
+        "values ($1, $2, 'absent', $3, 'in_doubt', 'reserved', '[]')",
+        *(store.world.organization_id, store.world.environment_id, first.reservation_id),
+    )
+    second = await sent_again(store, first)
+    assert await settled(store.worker, first, SUCCEEDED) == Settled(verdict="settled", state=State.SUCCEEDED)
+    closed = [await store.attempt(attempt.attempt_id) for attempt in (first, second)]
+    assert [(record["outcome"], record["proven_absent"]) for record in closed] == [("succeeded", False), ("unknown", False)]
+
+
 async def test_a_late_write_that_was_refused_ends_as_its_refusal(store: Store) -> None:
     """A known answer says more than the time at which its request left."""
     attempt = await sent(store)

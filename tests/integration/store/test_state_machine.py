@@ -505,7 +505,7 @@ class Books(Machine):
     @rule()
     def close_the_contradictions(self) -> None:
         """A person has looked at every contradiction."""
-        self.ledger.contradictions.clear()
+        self.ledger.close_contradictions()
         self.drive.fetch("update contradictions set closed_at = now() where closed_at is null")
 
 

@@ -5,6 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from anthropic.types import Message
+from openai.types.chat import ChatCompletion
+from openai.types.responses import ResponseFunctionToolCall
 
 from agent_outbox import UNSET, ToolCall, model_name, tool_name
 from agent_outbox.errors import MalformedArgumentsError, NotAToolCallError
@@ -142,6 +145,64 @@ def test_a_call_cut_off_at_max_tokens_is_refused() -> None:
     assert ToolCall.from_anthropic({**ANTHROPIC, "id": "first"}, response=message).tool == "stripe.refund.create"
     with pytest.raises(MalformedArgumentsError, match="max_tokens"):
         ToolCall.from_anthropic(ANTHROPIC, response=message)
+
+
+def test_objects_of_the_providers_libraries_are_read() -> None:
+    """What the OpenAI and Anthropic SDKs make of an answer, as their objects and as their dicts, is the same call."""
+    completion = ChatCompletion.model_validate(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt-x",
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "tool_calls",
+                    "logprobs": None,
+                    "message": {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CHAT]},
+                }
+            ],
+        }
+    )
+    message = Message.model_validate(
+        {
+            "id": "chatcmpl-1",
+            "type": "message",
+            "role": "assistant",
+            "model": "gpt-x",
+            "stop_reason": "tool_use",
+            "stop_sequence": None,
+            "usage": {"input_tokens": 1, "output_tokens": 1},
+            "content": [{"type": "text", "text": "I refund it."}, ANTHROPIC],
+        }
+    )
+    item = ResponseFunctionToolCall.model_validate(RESPONSES)
+    [called] = completion.choices[0].message.tool_calls or []
+    block, response = message.content[1], SimpleNamespace(id="chatcmpl-1", model="gpt-x")
+    calls = [
+        ToolCall.from_openai(called, response=completion),
+        ToolCall.from_openai(called.model_dump(), response=completion.model_dump()),
+        ToolCall.from_openai(item, response=response),
+        ToolCall.from_openai(item.model_dump(), response=response),
+        ToolCall.from_anthropic(block, response=message),
+        ToolCall.from_anthropic(block.model_dump(), response=message.model_dump()),
+    ]
+    expected = ToolCall(tool="stripe.refund.create", input=INPUT, call_id="call_9f", step="chatcmpl-1", model="gpt-x")
+    assert calls == [expected] * 6
+    with pytest.raises(NotAToolCallError):
+        ToolCall.from_anthropic(message.content[0])
+
+
+def test_streamed_arguments_are_read_as_they_were_written() -> None:
+    """LangChain guesses the end of arguments that were cut off (1200 becomes 12); with the message, they are refused."""
+    guessed = {"name": NAME, "args": {"payment_intent": "pi_1", "amount": 12}, "id": "1", "type": "tool_call"}
+    chunk = {"name": NAME, "args": '{"payment_intent": "pi_1", "amount": 12', "id": "1", "index": 0, "type": "tool_call_chunk"}
+    message = SimpleNamespace(id="run-1", response_metadata={}, tool_calls=[guessed], tool_call_chunks=[chunk])
+    with pytest.raises(MalformedArgumentsError):
+        ToolCall.from_langchain(guessed, response=message)
+    chunk["args"] = '{"payment_intent": "pi_1", "amount": 1200}'
+    assert ToolCall.from_langchain(guessed, response=message).input["amount"] == 1200
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ class ToolCall:
             run, reference, occurrence, connection, checkpoint, context: as the attributes of that name.
             names: what the model calls each tool, to its name here; names that are not in it follow `tool_name`.
             response: the AIMessage that `obj` stands in; its id becomes `step`, the model in its `response_metadata` `model`.
+                Give it for a message that was streamed: LangChain completes arguments that are cut off by guessing, and what
+                the model really wrote is only in the message.
 
         Returns:
             The call; `call_id` is the item's id.
@@ -185,10 +187,13 @@ class ToolCall:
         """
         if _member(obj, "type") not in (None, "tool_call", "invalid_tool_call") or _member(obj, "function") is not None:
             _refuse(obj, "an item of AIMessage.tool_calls")
-        metadata = _member(response, "response_metadata")
+        metadata, arguments = _member(response, "response_metadata"), _member(obj, "args")
+        for chunk in _member(response, "tool_call_chunks") or ():
+            if _member(chunk, "id") == _member(obj, "id"):
+                arguments = _member(chunk, "args")
         return cls(
             tool=tool_name(_name(obj, obj), names),
-            input=_arguments(_member(obj, "args")),
+            input=_arguments(arguments),
             reference=reference,
             occurrence=occurrence,
             connection=connection,

@@ -199,6 +199,7 @@ with input as (
     closed_at = now(),
     closed_by = case when a.id = j.attempt_id then 'answer' else 'other-attempt' end,
     reason = case when a.id = j.attempt_id then j.reason else 'settled by another attempt' end,
+    proven_absent = a.proven_absent and a.id <> j.attempt_id,
     stored = a.id = j.attempt_id and j.stored_now,
     late_write = a.late_write or a.id = j.attempt_id and j.late_write_now,
     provider_key = case when a.id = j.attempt_id then j.provider_key else a.provider_key end,
