@@ -142,7 +142,6 @@ def test_ready_file_tells_the_truth(shared: Up) -> None:
         "postgres_url",
         "redis_url",
         "sandbox_url",
-        "webhooks",
         "metrics_urls",
         "pids",
     }
