@@ -168,7 +168,8 @@ class Ledger:
     def open_attempt(self, one: Reservation, wish: Wish) -> None:
         """The reservation is executing from now on."""
         if not one.attempts:
-            one.generation = sum(other.refusal_stored for other in self.of_key(one.key))
+            refused = (other.generation for other in self.of_key(one.key) if other.refusal_stored)
+            one.generation = max(refused, default=-1) + 1
         if one.possible_send_at is None:
             one.possible_send_at = self.now
         one.resends += one.state is State.IN_DOUBT

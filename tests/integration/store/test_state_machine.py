@@ -745,7 +745,7 @@ WITHOUT: list[tuple[str, ModuleType, str, str, str]] = [
     ("an outcome speaks of its own attempt", settle_module, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", ""),
     ("a resend counts from the first sending", claim_module, "CLAIM", "coalesce(r.possible_send_at, now())", "now()"),
     ("a lease is not renewed for ever", claim_module, "RENEW", "least(now() + make_interval(secs => $3), a.claimed_at", "greatest(now() + make_interval(secs => $3), a.claimed_at"),
-    ("a late write puts off when an absence counts", settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))\n", "absence_counts_at = r.absence_counts_at\n"),
+    ("a late write puts off when an absence counts", settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
 INDEX = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"
 NO_INDEX = f"drop index reservations_live; create index reservations_live on reservations {INDEX} where live"
