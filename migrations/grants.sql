@@ -14,6 +14,16 @@ grant select on organizations, projects, environments, actors, members, scoped_k
 grant insert on reservations, sealed_inputs, open_reservations, ledger_entries, runs, tool_calls, actors, scoped_keys to outbox_api;
 grant insert, update, delete on request_keys to outbox_api;
 grant update (repeats) on tool_calls to outbox_api;
+-- A person's answer to a doubt and a verified webhook are written by the statement that writes look-ups down (ADR 0011). What a
+-- sending needs stays out of reach: no attempt is opened, no lease, gate or provider key is touched, no input is read.
+grant update (state, live, open_attempt_id, unknown_attempts, last_attempt_outcome, absences, lookups, recovery_step, tries, generation,
+  refusal_stored, stored_failure, possible_send_at, doubt_since, doubt_cause, absence_counts_at, external_reference, settled_attempt_id,
+  settled_at, person_asked_at, changed_at) on reservations to outbox_api;
+grant update (outcome, closed_at, closed_by, reason, proven_absent) on attempts to outbox_api;
+grant insert on receipts, contradictions, sealed_results to outbox_api;
+grant update (sealed, expires_at) on sealed_results to outbox_api;
+grant select (organization_id, reservation_id), delete on sealed_inputs to outbox_api;
+grant update (due_at), delete on open_reservations to outbox_api;
 
 -- The worker: claims, settles, recovers; the only reader of provider credentials and of sealed inputs.
 grant select on organizations, projects, environments, actors, runs, tool_contracts, connections, provider_credentials, epochs,
@@ -22,3 +32,12 @@ grant select on organizations, projects, environments, actors, runs, tool_contra
 grant insert on attempts, receipts, sealed_results, contradictions, ledger_entries to outbox_worker;
 grant update on reservations, attempts, open_reservations, sealed_results to outbox_worker;
 grant delete on sealed_inputs, sealed_results, open_reservations to outbox_worker;
+
+-- Breakers: the worker opens, tries and closes them; the API says so in its answers.
+grant select on breakers to outbox_api;
+grant select, insert, update on breakers to outbox_worker;
+
+-- Webhooks: the API verifies, acts once on an event, and settles by the statement of look-ups.
+grant select on webhook_secrets to outbox_api;
+grant select, insert on webhooks_in to outbox_api;
+grant update (verdict) on webhooks_in to outbox_api;

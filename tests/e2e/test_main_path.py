@@ -291,22 +291,32 @@ def test_lost_reply_of_class_a(up: OutboxUp, fault: str) -> None:
     assert up.outcomes(UUID(answer.document["reservation_id"])) == ["unknown", "succeeded"]
 
 
-@pytest.mark.parametrize("fault", ["fail-500", "commit-then-500"])
-def test_stored_failure_stays_in_doubt(up: OutboxUp, fault: str) -> None:
-    """A 500 that the provider has stored proves nothing: the refund stays in doubt, and no second effect is made."""
+def test_stored_failure_behind_which_it_happened(up: OutboxUp) -> None:
+    """A 500 that the provider has stored is replayed and proves nothing; the refund behind it is found by its marker."""
     input = refund()
-    up.sandbox.plan(PATHS[REFUND], fault)
+    up.sandbox.plan(PATHS[REFUND], "commit-then-500")
     answer = up.until_answered(REFUND, input, deadline_seconds=20)
+    [effect] = effects_of(up, input)
+    assert answer.status == 200, answer.body
+    receipt = answer.document["receipt"]
+    assert (receipt["external_reference"], receipt["confidence"]) == (effect["id"], "confirmed-by-lookup")
+    assert up.outcomes(UUID(answer.document["reservation_id"])) == ["unknown", "unknown"]
+
+
+def test_stored_failure_stays_in_doubt(up: OutboxUp) -> None:
+    """A stored 500 without a refund: in doubt and looked up, told so; no absence counts before the settle time, nothing is sent."""
+    input = refund()
+    up.sandbox.plan(PATHS[REFUND], "fail-500")
+    answer = up.call(REFUND, input, headers={"Prefer": "wait=6"})
     told = answer.document
     assert (answer.status, told["code"], told["state"]) == (409, "in-doubt", "in_doubt")
     assert told["message"].startswith("UNKNOWN. ")
-    assert told["retry"]["action"] == "ask-human"
+    assert told["retry"]["action"] == "wait"
     id = UUID(told["reservation_id"])
-    assert up.needs_a_person(id)
     assert up.outcomes(id) == ["unknown", "unknown"]
-    again = up.call(REFUND, input)
-    assert (again.status, again.document["reservation_id"]) == (409, told["reservation_id"])
-    assert len(effects_of(up, input)) == (1 if fault == "commit-then-500" else 0)
+    [row] = up.ledger.rows("select lookups, absences, absence_counts_at > now() as early from reservations where id = $1", id)
+    assert (row["lookups"] > 0, row["absences"], row["early"]) == (True, 0, True)
+    assert effects_of(up, input) == []
 
 
 def test_declined_refund_takes_the_next_generation(up: OutboxUp) -> None:
@@ -344,26 +354,35 @@ def test_rate_limit_is_deferred(up: OutboxUp) -> None:
     assert len(effects_of(up, input)) == 1
 
 
-@pytest.mark.parametrize("tool", [MAIL, TICKET])
-def test_lost_reply_without_native_identity(up: OutboxUp, tool: str) -> None:
-    """The reply of a mail (class C) or a ticket (class B, no lookup yet) is lost: in doubt, told so, and never a second one."""
-    input = mail() if tool == MAIL else {"title": "Door is stuck"}
-    case, before = reference(), len(up.sandbox.effects(PATHS[tool]))
-    up.sandbox.plan(PATHS[tool], "commit-then-drop")
-    answer = up.until_answered(tool, input, reference=case, deadline_seconds=10)
+def test_lost_reply_without_native_identity(up: OutboxUp) -> None:
+    """The reply of a mail (class C) is lost: in doubt, told so, and never a second one."""
+    input = mail()
+    case, before = reference(), len(up.sandbox.effects(PATHS[MAIL]))
+    up.sandbox.plan(PATHS[MAIL], "commit-then-drop")
+    answer = up.until_answered(MAIL, input, reference=case, deadline_seconds=10)
     told = answer.document
     assert (answer.status, told["code"], told["state"]) == (409, "in-doubt", "in_doubt")
     assert told["message"].startswith("UNKNOWN. It was sent and no answer came. Do not repeat it")
     assert told["retry"]["action"] == "ask-human"
     for _ in range(3):
-        again = up.call(tool, input, reference=case)
+        again = up.call(MAIL, input, reference=case)
         assert (again.status, again.document["reservation_id"]) == (409, told["reservation_id"])
     # What looks for doubts to recover has looked more than once by the time another call has gone all the way.
-    assert up.call(tool, input, reference=reference()).status == 200
+    assert up.call(MAIL, input, reference=reference()).status == 200
     time_of_two_sweeps(up)
     assert up.outcomes(UUID(told["reservation_id"])) == ["unknown"]
     assert up.needs_a_person(UUID(told["reservation_id"]))
-    assert len(up.sandbox.effects(PATHS[tool])) == before + 2
+    assert len(up.sandbox.effects(PATHS[MAIL])) == before + 2
+
+
+def test_lost_reply_that_can_be_looked_up(up: OutboxUp) -> None:
+    """The reply of a ticket (class B) is lost: the caller that waits gets the receipt of the one that was made."""
+    case, before = reference(), len(up.sandbox.effects(PATHS[TICKET]))
+    up.sandbox.plan(PATHS[TICKET], "commit-then-drop")
+    answer = up.call(TICKET, {"title": "Door is stuck"}, reference=case)
+    assert (answer.status, answer.document["receipt"]["confidence"]) == (200, "confirmed-by-lookup")
+    assert up.outcomes(UUID(answer.document["reservation_id"])) == ["unknown"]
+    assert len(up.sandbox.effects(PATHS[TICKET])) == before + 1
 
 
 def time_of_two_sweeps(up: OutboxUp) -> None:

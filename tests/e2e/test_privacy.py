@@ -13,10 +13,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import pytest
-from tests.support.outbox_up import CUSTOMER, ECHO, MAIL, REFUND, TICKET, OutboxUp, reference, refund
+from tests.support.outbox_up import CUSTOMER, ECHO, MAIL, PATHS, REFUND, TICKET, OutboxUp, reference, refund
 from tests.support.traced_up import TracedUp, running_traced
 
 from outbox_standalone.embedded_postgres import shipped_binaries
@@ -32,11 +33,23 @@ class Talkative(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     words: dict[str, str]
+    markers: set[str]
+
+    def do_GET(self) -> None:
+        """Two refunds of every marker: a look-up that settles nothing, and talks as much as it can."""
+        said = self.words["answer"]
+        found = [
+            {"id": f"re_{uuid4().hex}", "metadata": {"outbox": marker, said: said}, "status": said, said: said}
+            for marker in self.markers
+            for _ in range(2)
+        ]
+        self._answer(200, json.dumps({"data": found, "has_more": False, said: said}))
 
     def do_POST(self) -> None:
         """Answers as the payment's name asks for."""
         sent = self.rfile.read(int(self.headers["Content-Length"])).decode()
         said = self.words["answer"]
+        self.markers.update(parse_qs(sent).get("metadata[outbox]", []))
         if "pi_declined" in sent:
             error = {"type": "card_error", "code": f"{said} was declined", "message": self.words["error"], "param": said}
             self._answer(402, json.dumps({"error": error, "note": said}))
@@ -74,7 +87,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedUp]:
 def canaries(stack: TracedUp) -> Iterator[dict[str, str]]:
     """What has travelled through the stack by now, by the place where it was planted."""
     words = {"answer": canary("answer"), "error": canary("error")}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Planted", (Talkative,), {"words": words}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Planted", (Talkative,), {"words": words, "markers": set()}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     planted = {"credential": canary("credential"), **words}
     try:
@@ -125,6 +138,9 @@ def say_everything(up: OutboxUp, planted: dict[str, str]) -> None:
     assert (declined.status, declined.document["failure"]["provider_message"]) == (422, planted["error"])
     for payment in ("pi_broken", "pi_garbage"):
         up.start_call(REFUND, refund(payment), connection="talkative", context={"why": say("doubtcontext")})
+    up.sandbox.plan(PATHS[CUSTOMER], "commit-then-500")
+    found = up.call(CUSTOMER, {"email": f"{say('lookedup')}@example.com", "name": say("lookedupname")})
+    assert (found.status, found.document["receipt"]["confidence"]) == (200, "confirmed-by-lookup"), found.body
     refused = [
         up.call(REFUND, {"payment_intent": say("refused"), "amount": 1}),
         up.call(REFUND, {**refund(), say("unknownfield"): 1}),

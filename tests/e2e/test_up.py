@@ -142,6 +142,7 @@ def test_ready_file_tells_the_truth(shared: Up) -> None:
         "postgres_url",
         "redis_url",
         "sandbox_url",
+        "webhooks",
         "metrics_urls",
         "pids",
     }

@@ -75,7 +75,7 @@ def outbox(installed: Path, folder: Path, *arguments: str, env: dict[str, str] |
 def test_lists_every_command(installed: Path, tmp_path: Path) -> None:
     """`outbox --help` shows the commands of all installed members."""
     shown = outbox(installed, tmp_path, "--help")
-    assert all(command in shown for command in ("up", "demo", "migrate", "tail", "receipts"))
+    assert all(command in shown for command in ("up", "demo", "migrate", "doctor", "tail", "receipts", "doubts", "explain"))
 
 
 def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:

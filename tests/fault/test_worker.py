@@ -103,7 +103,7 @@ def killed(stack: OutboxUp) -> Iterator[Scene]:
     """Attempts at each edge of an attempt, and SIGKILL for both workers."""
     with stack.checked() as up:
         arranged = Arrangement(up)
-        claims = arranged.at_claim(claimed=a_refund(), claimed_mail=a_mail())
+        claims = arranged.at_claim(claimed=a_refund(), claimed_mail=a_mail(), claimed_ticket=a_ticket())
         arranged.during_send("committed", a_refund(), "hang", HANG_SECONDS)
         arranged.during_send("commits_later", a_refund(), "slow-commit", 16.0)
         arranged.during_send("committed_mail", a_mail(), "hang", HANG_SECONDS)
@@ -175,10 +175,10 @@ def test_killed_after_the_settlement_committed(up: OutboxUp, killed: Scene) -> N
 
 @pytest.mark.parametrize(
     ("edge", "effects"),
-    [("claimed_mail", 0), ("committed_mail", 1), ("answered_mail", 1), ("settling_mail", 1), ("committed_ticket", 1)],
+    [("claimed_mail", 0), ("committed_mail", 1), ("answered_mail", 1), ("settling_mail", 1)],
 )
 def test_killed_without_native_identity(up: OutboxUp, killed: Scene, edge: str, effects: int) -> None:
-    """A mail (class C) or ticket (class B, no lookup yet) whose worker was killed: in doubt for a person, never sent again."""
+    """A mail (class C) whose worker was killed: in doubt for a person, never sent again."""
     struck = killed[edge]
     up.wait_state(struck.id, "in_doubt", deadline_seconds=RECOVERED_SECONDS)
     assert up.needs_a_person(struck.id)
@@ -188,6 +188,17 @@ def test_killed_without_native_identity(up: OutboxUp, killed: Scene, edge: str, 
     up.wait_state(killed["committed"].id, "succeeded", deadline_seconds=RECOVERED_SECONDS)
     assert up.outcomes(struck.id) == ["unknown"]
     assert len(struck.wish.effects(up)) == effects
+
+
+@pytest.mark.parametrize(("edge", "outcomes"), [("claimed_ticket", ["unknown", "succeeded"]), ("committed_ticket", ["unknown"])])
+def test_killed_where_a_marker_can_be_looked_up(up: OutboxUp, killed: Scene, edge: str, outcomes: list[str]) -> None:
+    """A ticket (class B) whose worker was killed: found by its marker, or absent twice and sent again; exactly one effect."""
+    up.wait_state(killed[edge].id, "succeeded", deadline_seconds=RECOVERED_SECONDS)
+    assert up.outcomes(killed[edge].id) == outcomes
+    [effect] = killed[edge].wish.effects(up)
+    receipt = killed[edge].wish.call(up).document["receipt"]
+    assert receipt["external_reference"] == effect["id"]
+    assert receipt["confidence"] == ("confirmed" if edge == "claimed_ticket" else "confirmed-by-lookup")
 
 
 @pytest.fixture(scope="module")

@@ -14,29 +14,47 @@ S, SI, SIU, ALL = "SELECT", "SELECT INSERT", "SELECT INSERT UPDATE", "SELECT INS
 GRANTS: dict[str, dict[str, str]] = {
     "actors": {"outbox_api": SI, "outbox_worker": S},
     "attempts": {"outbox_api": S, "outbox_worker": SIU},
+    "breakers": {"outbox_api": S, "outbox_worker": SIU},
     "connections": {"outbox_api": S, "outbox_worker": S},
-    "contradictions": {"outbox_api": S, "outbox_worker": SI},
+    "contradictions": {"outbox_api": SI, "outbox_worker": SI},
     "environments": {"outbox_api": S, "outbox_worker": S},
     "epochs": {"outbox_api": S, "outbox_worker": S},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
-    "open_reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE DELETE"},
+    "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
     "projects": {"outbox_api": S, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
-    "receipts": {"outbox_api": S, "outbox_worker": SI},
+    "receipts": {"outbox_api": SI, "outbox_worker": SI},
     "request_keys": {"outbox_api": ALL},
     "reservation_transitions": {"outbox_api": S, "outbox_worker": S},
     "reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE"},
     "runs": {"outbox_api": SI, "outbox_worker": S},
     "schema_migrations": {"outbox_api": S, "outbox_worker": S},
     "scoped_keys": {"outbox_api": SI},
-    "sealed_inputs": {"outbox_api": "INSERT", "outbox_worker": "SELECT DELETE"},
-    "sealed_results": {"outbox_api": S, "outbox_worker": ALL},
+    "sealed_inputs": {"outbox_api": "INSERT DELETE", "outbox_worker": "SELECT DELETE"},
+    "sealed_results": {"outbox_api": SI, "outbox_worker": ALL},
     "tool_calls": {"outbox_api": SI},
     "tool_contracts": {"outbox_api": S, "outbox_worker": S},
+    "webhook_secrets": {"outbox_api": S},
+    "webhooks_in": {"outbox_api": SI},
 }
-COLUMN_GRANTS = {("outbox_api", "tool_calls", "repeats", "UPDATE")}
+ENDS_A_DOUBT = {
+    "reservations": "state live open_attempt_id unknown_attempts last_attempt_outcome absences lookups recovery_step tries generation "
+    "refusal_stored stored_failure possible_send_at doubt_since doubt_cause absence_counts_at external_reference settled_attempt_id "
+    "settled_at person_asked_at changed_at",
+    "attempts": "outcome closed_at closed_by reason proven_absent",
+    "sealed_results": "sealed expires_at",
+    "open_reservations": "due_at",
+    "webhooks_in": "verdict",
+}
+"""What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
+
+COLUMN_GRANTS = {
+    ("outbox_api", "tool_calls", "repeats", "UPDATE"),
+    *(("outbox_api", table, column, "UPDATE") for table, columns in ENDS_A_DOUBT.items() for column in columns.split()),
+    *(("outbox_api", "sealed_inputs", column, "SELECT") for column in ("organization_id", "reservation_id")),
+}
 SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
 PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
 
@@ -106,10 +124,21 @@ REFUSED_TO_THE_API = [
     "select * from provider_credentials",
     "select sealed from sealed_inputs",
     "insert into attempts (id) values (gen_random_uuid())",
-    "insert into receipts (id) values (gen_random_uuid())",
-    "update reservations set state = 'succeeded'",
-    "update open_reservations set due_at = now()",
-    "delete from sealed_inputs",
+    "update attempts set lease_until = now() + interval '1 day'",
+    "update attempts set provider_key = 'mine'",
+    "update reservations set not_after = now() + interval '1 day'",
+    "update reservations set resends = 0",
+    "update reservations set late_write = false",
+    "update reservations set operation_key = 'mine'",
+    "update reservations set epoch = 2",
+    "delete from reservations",
+    "delete from attempts",
+    "update receipts set owner = 'me'",
+    "delete from receipts",
+    "update contradictions set closed_at = now()",
+    "delete from sealed_results",
+    "update webhook_secrets set sealed = ''",
+    "delete from webhooks_in",
     "update tool_calls set answer_code = 'ok'",
     "delete from tool_calls",
     "update scoped_keys set expires_at = null",
@@ -126,7 +155,7 @@ REFUSED_TO_THE_API = [
 
 
 async def test_what_the_api_may_not_do(store: Store) -> None:
-    """The API reads no credential and no sealed input, sends nothing and settles nothing."""
+    """The API reads no credential and no sealed input, opens no attempt, widens no gate of sending and undoes no settlement."""
     for statement in REFUSED_TO_THE_API:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await store.api.execute(statement)
@@ -147,6 +176,8 @@ REFUSED_TO_THE_WORKER = [
     "select * from request_keys",
     "select * from tool_calls",
     "select * from members",
+    "select * from webhook_secrets",
+    "insert into webhooks_in (event_id) values ('evt_1')",
     "insert into runs (id) values (gen_random_uuid())",
     "insert into reservation_transitions values ('failed', 'reserved')",
     "update epochs set number = 2",

@@ -13,9 +13,10 @@ from tests.support.ledger import claimed, settled
 
 from outbox_domain.reservation import LIVE, TERMINAL, TRANSITIONS, State
 from outbox_domain.reservation import Outcome as Came
-from outbox_store import actors, scoped_keys
+from outbox_store import actors, scoped_keys, webhooks_in
 from outbox_store.request_keys import RequestKey, take
 from outbox_store.reserve import reserve
+from outbox_store.webhooks_in import Listener
 
 PAIRS = [(before, after) for before, after in itertools.product(State, State) if before is not after]
 
@@ -183,6 +184,10 @@ async def filled(store: Store) -> None:
         key="k1",
     )
     await take(store.api, key, b"digest", uuid4(), lease_seconds=60.0)
+    by = Listener(
+        organization_id=world.organization_id, connection_id=world.connection_id, provider="stripe", sealed_secret=b"sealed"
+    )
+    await webhooks_in.take(store.api, by, "evt_1", "marker", doubtful.reservation_id)
 
 
 def _reserved(**values: object) -> dict[str, Any]:
@@ -240,6 +245,7 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "scoped_keys_tools_check": ("scoped_keys", {"tools": []}),
     "sealed_results_kind_check": ("sealed_results", {"kind": "prompt"}),
     "tool_contracts_version_check": ("tool_contracts", {"version": 0}),
+    "webhooks_in_event_id_check": ("webhooks_in", {"event_id": ""}),
 }
 """For each check constraint a row that only it refuses: the first row of the table with these columns changed."""
 

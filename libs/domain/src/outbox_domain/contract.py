@@ -250,6 +250,7 @@ class LookupRule(_Rule):
         method: the HTTP method of the read.
         url: path and query below the connection's base URL, with `{input.x}` and `{marker}`.
         match: JMESPath that yields the effect (an object or a list), with `{marker}`.
+        more: JMESPath that is true when the answer is not the whole list; it then shows no absence.
         settle: how long after the last attempt's lease an absence counts.
         times: how many absences, each seen by a read sent after the settle time, prove absence.
         on_absent: what follows proven absence.
@@ -259,6 +260,7 @@ class LookupRule(_Rule):
     method: Literal["GET", "POST"] = "GET"
     url: str
     match: str
+    more: str | None = None
     settle: Duration
     times: int = Field(default=2, ge=1)
     on_absent: Literal["resend", "fail"] = "resend"

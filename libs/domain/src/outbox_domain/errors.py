@@ -65,6 +65,7 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("key-expired", "The scoped key has expired", "never"),
     ("key-revoked", "The scoped key was revoked", "never"),
     ("out-of-scope", "The scoped key does not reach this", "never"),
+    ("invalid-signature", "The webhook is not signed as its connection signs, or too long ago", "never"),
     # The decision.
     ("policy-denied", "Not allowed by policy", "never"),
     ("review-required", "A person would have to approve this", "ask-human"),
@@ -76,6 +77,10 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("provider-refused", "The provider refused it", "change-input"),
     ("in-doubt", "It was sent and nobody knows yet whether it happened", "wait"),
     ("contradiction", "Proof of an effect contradicts what was settled", "ask-human"),
+    ("not-in-doubt", "There is no doubt that could be answered", "never"),
+    ("absence-too-early", "That it did not happen does not count yet", "wait"),
+    ("recovery-due", "Automatic recovery has not ended yet", "wait"),
+    ("count-differs", "There are not as many as expected", "change-input"),
     ("voided", "Withdrawn before it was sent", "same-request"),
     ("provider-unreachable", "The provider could not be reached; nothing was sent", "same-request"),
     ("failed", "Closed without an effect", "same-request"),

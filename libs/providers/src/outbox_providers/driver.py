@@ -1,6 +1,7 @@
-"""The two doors of a driver: contract and input to a request, answer to a reading. Pure; the worker's transport opens the socket.
+"""The doors of a driver: contract and input to a request, answer to a reading. Pure; the worker's transport opens the socket.
 
-`build_request` and `read_answer` are all that a worker needs of a provider; which wire protocol is spoken stands in the contract.
+`build_request` and `read_answer`, `build_lookup` and `read_lookup` are all that a worker needs of a provider; which wire protocol
+is spoken stands in the contract.
 """
 
 import re
@@ -8,12 +9,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from outbox_domain.contract import CredentialHeader, ToolContract, placeholders
+from outbox_domain.contract import CredentialHeader, LookupRule, ToolContract, placeholders
 from outbox_providers import http_form, http_json, reading
+from outbox_providers.lookup import Finding, read_lookup
 from outbox_providers.templates import ABSENT, expand_body, expand_url, plant, refuse
 from outbox_providers.wire import Failure, Headers, Reading, WireAnswer, WireRequest
 
-__all__ = ["Failure", "Reading", "WireAnswer", "WireRequest", "build_request", "read_answer"]
+__all__ = [
+    "Failure",
+    "Finding",
+    "Reading",
+    "WireAnswer",
+    "WireRequest",
+    "build_lookup",
+    "build_request",
+    "read_answer",
+    "read_lookup",
+]
 
 RESERVED_HEADERS = frozenset(
     {
@@ -95,6 +107,38 @@ def build_request(
         body = encode(members)
     headers = _headers(contract, credential, fixed_headers, provider_key, content_type if body or rule.method == "POST" else None)
     return WireRequest(method=rule.method, url=url, headers=headers, body=body)
+
+
+def build_lookup(
+    contract: ToolContract,
+    rule: LookupRule,
+    *,
+    base_url: str,
+    credential: str | None,
+    fixed_headers: Mapping[str, str],
+    bound: Mapping[str, Any],
+    names: Mapping[str, str | None],
+    marker: str,
+) -> WireRequest:
+    """Writes the read that asks a provider for the effect of a marker. It carries no provider key and no body.
+
+    Args:
+        contract: the pinned contract of the reservation.
+        rule: its look-up.
+        base_url, credential, fixed_headers: the connection's, as in `build_request`.
+        bound: the bound input.
+        names: what templates may name besides the input.
+        marker: what was planted.
+
+    Returns:
+        The request. Its address may carry what is personal.
+
+    Raises:
+        OutboxError: `invalid-input`, where the address or a header cannot be written safely.
+        ValueError: the base URL is none.
+    """
+    url = _joined(base_url, expand_url(rule.url, bound, {**names, "marker": marker}))
+    return WireRequest(method=rule.method, url=url, headers=_headers(contract, credential, fixed_headers, None, None), body=b"")
 
 
 def read_answer(contract: ToolContract, answer: WireAnswer) -> Reading:

@@ -159,6 +159,8 @@ def _lookup(contract: ToolContract) -> Iterator[str]:
         yield "a lookup has a settle time: before it an absence proves nothing"
     yield from (f"the lookup's {finding}" for finding in _address(contract, lookup.url, {"marker"}))
     yield from _expression_findings("the lookup's match", lookup.match.replace("{marker}", "obx"))
+    if lookup.more is not None:
+        yield from _expression_findings("the lookup's more", lookup.more)
 
 
 def _keys_and_markers(contract: ToolContract) -> Iterator[str]:

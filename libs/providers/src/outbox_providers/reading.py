@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -75,7 +76,7 @@ def read(contract: ToolContract, answer: WireAnswer) -> Reading:
     Returns:
         The reading. A 2xx whose external reference is absent, or is no plain name, is unknown.
     """
-    body = _parsed(answer.body)
+    body = parsed(answer.body)
     row = _matching_row(contract.outcomes, answer, body)
     outcome = row.outcome if row is not None else Outcome.UNKNOWN
     reference = _reference(contract, answer, body) if outcome is Outcome.SUCCEEDED else None
@@ -100,7 +101,41 @@ def read(contract: ToolContract, answer: WireAnswer) -> Reading:
     )
 
 
-def _parsed(body: bytes) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What a contract's receipt rule takes from an object that stands for the effect.
+
+    Attributes:
+        external_reference: the provider's name of the effect; None where there is no plain one.
+    """
+
+    external_reference: str | None
+    provider_request_id: str | None
+    result: dict[str, Any]
+    amount_reported: int | None
+    currency_reported: str | None
+
+
+def project(contract: ToolContract, effect: Any) -> Projection:
+    """The receipt of an effect that was read back. What the contract takes from headers is absent: they are another request's.
+
+    Args:
+        contract: the contract the effect was made under.
+        effect: the object that the read gave for it.
+    """
+    bare = WireAnswer(status=200, headers=(), body=b"")
+    result = _result(contract.receipt.result, bare, effect)
+    amount, currency = _reported_money(contract.amount, result)
+    return Projection(
+        external_reference=_reference(contract, bare, effect),
+        provider_request_id=_request_id(contract, bare, effect),
+        result=result,
+        amount_reported=amount,
+        currency_reported=currency,
+    )
+
+
+def parsed(body: bytes) -> Any:
     """The body as JSON, or None."""
     if not body or len(body) > ANSWER_BYTES_MAX:
         return None

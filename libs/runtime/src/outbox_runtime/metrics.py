@@ -84,6 +84,8 @@ class Metrics:
         calls: tool calls answered, per tool and code of the answer.
         refusals: requests refused before a tool was known, per code (401 and malformed bodies are only counted).
         attempts: attempts closed, per tool and outcome.
+        lookups: look-ups made, per tool and what they found.
+        breaker_openings: breakers that opened.
         settle_retries: settlements that had to be sent to Postgres again.
         lapsed: leases that lapsed.
         sends_in_flight: requests to providers that are being sent or answered.
@@ -108,6 +110,8 @@ class Metrics:
         self.settle_seconds = histogram("outbox_settle_seconds", "From the reading of the answer to the committed settlement.")
         self.calls = counter("outbox_calls", "Tool calls answered.", "code")
         self.attempts = counter("outbox_attempts", "Attempts closed.", "outcome")
+        self.lookups = counter("outbox_lookups", "Look-ups about doubts.", "finding")
+        self.breaker_openings = Counter("outbox_breaker_openings", "Breakers that opened.", registry=self.registry)
         self.refusals = Counter("outbox_refusals", "Requests refused without a record.", ["code"], registry=self.registry)
         self.settle_retries = Counter("outbox_settle_retries", "Settlements sent to Postgres again.", registry=self.registry)
         self.lapsed = Counter("outbox_leases_lapsed", "Leases that lapsed.", registry=self.registry)

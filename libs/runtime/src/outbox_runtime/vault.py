@@ -146,6 +146,18 @@ class Vault:
         """
         return self._open("failure", reservation_id, sealed, dict[str, Any])
 
+    def seal_webhook_secret(self, connection_id: UUID, secret: str) -> bytes:
+        """Seal what a connection's webhooks are signed with."""
+        return self._seal("webhook-secret", connection_id, secret)
+
+    def open_webhook_secret(self, connection_id: UUID, sealed: bytes) -> str:
+        """Open what `seal_webhook_secret` sealed.
+
+        Raises:
+            SealBroken: it belongs to another connection or was changed.
+        """
+        return self._open("webhook-secret", connection_id, sealed, str)
+
     def seal_answer(self, request: str, answer: StoredAnswer) -> bytes:
         """Seal the final answer to a request; `request` names whose it is (environment, actor, method, path, request key)."""
         return self._seal("answer", request, answer)

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from outbox_sandbox.faults import FaultName, MalformedFault, read_fault
 from outbox_sandbox.json_body import MalformedJson, decode
+from outbox_sandbox.webhooks import MalformedWebhook, read_webhook
 
 if TYPE_CHECKING:
     from outbox_sandbox.server import Sandbox
@@ -55,6 +56,25 @@ def control_routes(sandbox: Sandbox) -> list[web.RouteDef]:
         sandbox.faults.planned.clear()
         return web.json_response([])
 
+    async def plan_webhook(request: web.Request) -> web.Response:
+        """Send the events of the next effects of a path, or of one effect that there is already, to an address."""
+        try:
+            plan = read_webhook(decode(await request.read()))
+        except (MalformedWebhook, MalformedJson) as malformed:
+            return _refuse(str(malformed))
+        if plan.effect is not None:
+            committed = sandbox.records.effect(plan.effect)
+            if committed is None:
+                return _refuse(f"effect: there is no {plan.effect!r}", status=404)
+            sandbox.webhooks.send(plan, committed)
+        else:
+            sandbox.webhooks.planned.append(plan)
+        return web.json_response(plan.document())
+
+    async def list_webhooks(_request: web.Request) -> web.Response:
+        """Every webhook that was sent, oldest first, with the status it was answered with (null: not at all)."""
+        return web.json_response([sent.document() for sent in sandbox.webhooks.sent])
+
     async def unknown(request: web.Request) -> web.Response:
         """Keep a mistyped control call from being answered, and logged, as a provider request."""
         return _refuse(f"There is no {request.method} {request.path}", status=404)
@@ -66,6 +86,8 @@ def control_routes(sandbox: Sandbox) -> list[web.RouteDef]:
         web.post("/_control/faults", plan_fault),
         web.get("/_control/faults", list_faults),
         web.delete("/_control/faults", drop_faults),
+        web.post("/_control/webhooks", plan_webhook),
+        web.get("/_control/webhooks", list_webhooks),
         web.route("*", "/_control{path:(/.*)?}", unknown),
     ]
 

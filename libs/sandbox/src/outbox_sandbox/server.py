@@ -27,6 +27,7 @@ from outbox_sandbox.records import Records, StoredAnswer
 from outbox_sandbox.sendgrid import SendGrid
 from outbox_sandbox.stripe import Stripe
 from outbox_sandbox.tickets import Tickets
+from outbox_sandbox.webhooks import Webhooks
 
 BODY_BYTES_MAX = 4 << 20
 KEY_LIFE_SECONDS = 24 * 3600.0
@@ -95,6 +96,7 @@ class Sandbox:
         """`clock` gives seconds since the epoch; `key_life_seconds` is how long an answer is kept for its key."""
         self.records = records
         self.faults = FaultQueue()
+        self.webhooks = Webhooks(clock)
         self._clock = clock
         self._key_life_seconds = key_life_seconds
         self._keys_in_use: set[tuple[str, str]] = set()
@@ -104,6 +106,7 @@ class Sandbox:
         """Forget effects, keys, requests and faults, and abandon every request that is being held."""
         self.abandon_held()
         self.faults.planned.clear()
+        self.webhooks.forget()
         self.records.forget_everything()
 
     def abandon_held(self) -> None:
@@ -129,6 +132,8 @@ class Sandbox:
             fault=sent.fault,
             replayed=sent.replay_of is not None,
         )
+        # An early webhook is answered before the request is: whoever it reaches knows of the effect first.
+        await self.webhooks.before_answer(request_id)
         if sent.answer is None:
             return _close(request)
         headers = [*sent.answer.headers, *(service.reply_headers(received, request_id) if service is not None else ())]
@@ -254,6 +259,9 @@ class Sandbox:
             effect, answer = turn.plan.carry_out(self.records, now)
             self.records.commit_effect(effect, request_id=request_id, created=now)
             self._store(service, request_id, turn, instead or answer)
+        committed = self.records.effect(effect.id)
+        if committed is not None:
+            self.webhooks.committed(committed)
         return Sent(answer=instead or answer)
 
     def _store(self, service: Service, request_id: str, turn: Turn, answer: Answer) -> None:
@@ -344,4 +352,5 @@ async def serving(sandbox: Sandbox, *, host: str, port: int) -> AsyncIterator[st
         yield f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"
     finally:
         sandbox.abandon_held()
+        sandbox.webhooks.abandon()
         await runner.cleanup()

@@ -289,8 +289,8 @@ def _plan_customer(fields: Fields) -> Plan:
     return Plan(carry_out=carry_out)
 
 
-def _event(committed: CommittedEffect) -> Fields:
-    """The event that tells of an effect; `request` names the call that caused it."""
+def event_of(committed: CommittedEffect) -> Fields:
+    """The event that tells of an effect of these; `request` names the call that caused it."""
     effect = committed.effect
     kind = next(kind for kind, resource in EVENT_TYPES.items() if resource == effect.resource)
     return {
@@ -322,7 +322,7 @@ def _retrieve(kind: str, thing_id: str, records: Records) -> Fields:
     found = _find(kind, thing_id, records)
     if found is None:
         raise Refused(error(404, f"No such {kind}: '{thing_id}'", code="resource_missing", param="id"))
-    return _event(found) if kind == "event" else found.effect.result
+    return event_of(found) if kind == "event" else found.effect.result
 
 
 def _list(received: Received, records: Records) -> Answer:
@@ -330,7 +330,7 @@ def _list(received: Received, records: Records) -> Answer:
     kind = PAGE_PATHS[received.path]
     parameters = _decode(received.query)
     found, has_more = records.page(_page(kind, parameters, records))
-    data = [_event(each) if kind == "event" else each.effect.result for each in found]
+    data = [event_of(each) if kind == "event" else each.effect.result for each in found]
     return json_answer(200, {"object": "list", "data": data, "has_more": has_more, "url": received.path})
 
 

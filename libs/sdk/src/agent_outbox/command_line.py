@@ -13,7 +13,7 @@ import rich_click as click
 
 GROUP = "outbox.commands"
 
-LOCAL = ("up", "demo", "migrate")
+LOCAL = ("up", "demo", "migrate", "doctor")
 """Commands that come with the extra `local`; named here so that who lacks them is told what to install."""
 
 EXIT_REFUSED = 1

@@ -71,6 +71,28 @@ class Server:
             return answer.json()
         raise (KeyRefused if answer.status_code in (401, 403) else Refused)(_sentence(answer))
 
+    def post(self, path: str, document: object, *, request_key: str) -> Any:
+        """The JSON document that is answered to `document`.
+
+        Args:
+            path: below the server's URL.
+            document: the body.
+            request_key: the identity of this request; a repeat is answered with the same bytes and done once.
+
+        Raises:
+            Unreachable: the server did not answer.
+            KeyRefused: the key is not good, or not for this.
+            Refused: the server said no.
+        """
+        try:
+            answer = self._client.post(path, json=document, headers={"Idempotency-Key": request_key})
+        except httpx2.TransportError as error:
+            reason = f"{self.url} does not answer ({type(error).__name__}). Is it running? Set OUTBOX_URL."
+            raise Unreachable(reason) from error
+        if answer.status_code in (200, 201):
+            return answer.json()
+        raise (KeyRefused if answer.status_code in (401, 403) else Refused)(_sentence(answer))
+
     def pages(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page."""
         cursor: str | None = None

@@ -53,6 +53,7 @@ class Claimed:
         project, environment, connection, organization: names, from which the provider key is derived.
         run_name: the caller's name of the run, of the lineage's root in `lineage_name`.
         sealed_credential: sealed to the worker's public key; None where the connection has none.
+        trial: it is the one attempt that an open breaker lets through; what it comes to closes or keeps it.
     """
 
     reservation_id: UUID
@@ -90,6 +91,7 @@ class Claimed:
     sealed_credential: bytes | None
     sealed_input: bytes | None
     queued_seconds: float
+    trial: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +100,11 @@ class NotClaimed:
 
     Attributes:
         reason: `gone` (another holds it, or it is closed), `not-due`, `voided` (withdrawn just now), `parked` (a contradiction
-            is examined), `no-resend` (out of doubt nothing may be sent again).
+            is examined), `no-resend` (out of doubt nothing may be sent again), `held` (the connection's breaker is open).
     """
 
     reservation_id: UUID
-    reason: Literal["gone", "not-due", "voided", "parked", "no-resend"]
+    reason: Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]
 
 
 CLAIM = """
@@ -118,7 +120,7 @@ with input as (
   where r.executor = 'gateway' and (r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)
   order by r.organization_id, r.id
   for update of r
-), judged as materialized (
+), wanting as materialized (
   select l.*, o.due_at,
     case
       when l.open_attempt_id = l.attempt_id then 'own'
@@ -136,13 +138,26 @@ with input as (
       when now() + make_interval(secs => l.resend_needs_seconds)
            < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'
       else 'no-resend'
-    end as verdict,
+    end as wanted,
     case
       when l.not_after <= now() then 'not-sent-in-time'
       when l.last_attempt_outcome = 'deferred' then 'tries-exhausted'
       else 'provider-unreachable'
     end as reason
   from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+), judged as materialized (
+  -- The breaker protects the provider, not the promise: read from another table, it may be a moment old.
+  select w.*, b.verdict, b.trial
+  from wanting w cross join lateral (
+    select case when w.wanted = 'claim' and exists (
+        select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
+          and b.closed_at is null and b.trial_reservation_id is distinct from w.id
+      ) then 'held' else w.wanted end as verdict,
+      w.wanted in ('claim', 'own') and exists (
+        select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
+          and b.closed_at is null and b.trial_reservation_id = w.id
+      ) as trial
+  ) b
 ), watched as (
   update open_reservations o set due_at = now() + make_interval(secs => j.lease_seconds)
   from judged j
@@ -158,13 +173,15 @@ with input as (
     epoch = case j.verdict when 'claim' then (select max(number) from epochs) else r.epoch end,
     attempts = r.attempts + (j.verdict = 'claim')::int,
     resends = r.resends + (j.verdict = 'claim' and r.state = 'in_doubt')::int,
+    lookups = 0,
+    absences = 0,
     open_attempt_id = case j.verdict when 'claim' then j.attempt_id end,
     last_attempt_id = case j.verdict when 'claim' then j.attempt_id else r.last_attempt_id end,
     last_attempt_outcome = case j.verdict when 'claim' then null else r.last_attempt_outcome end,
     possible_send_at = case j.verdict when 'claim' then coalesce(r.possible_send_at, now()) else r.possible_send_at end,
     generation = case
       when j.verdict = 'claim' and r.attempts = 0 then (
-        select count(*) from reservations f
+        select coalesce(max(f.generation) + 1, 0) from reservations f
         where f.refusal_stored
           and (f.organization_id, f.project_id, f.environment_id, f.connection_id, f.tool, f.scope, f.operation_key, f.occurrence)
             = (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key, j.occurrence))
@@ -212,7 +229,7 @@ select i.place, case when j.verdict = 'claim' and c.id is null then 'not-due' el
   n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency,
   (select sealed from provider_credentials k where (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)) as sealed_credential,
   (select sealed from sealed_inputs s where (s.organization_id, s.reservation_id) = (j.organization_id, j.id)) as sealed_input,
-  extract(epoch from now() - j.changed_at)::float8 as queued_seconds
+  extract(epoch from now() - j.changed_at)::float8 as queued_seconds, j.trial
 from input i
 left join judged j on j.place = i.place
 left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
@@ -221,12 +238,13 @@ left join connections n on (n.organization_id, n.id) = (j.organization_id, j.con
 order by i.place
 """
 
-_REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend"]] = {
+_REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]] = {
     "gone": "gone",
     "not-due": "not-due",
     "void": "voided",
     "parked": "parked",
     "no-resend": "no-resend",
+    "held": "held",
 }
 
 
@@ -281,3 +299,10 @@ async def renew(
         Whether the attempt is still open and its lease had not lapsed.
     """
     return bool(await connection.fetch(RENEW, [organization_id], [attempt_id], lease_seconds, until_seconds))
+
+
+async def plant(connection: Connection, organization_id: UUID, attempt_id: UUID, marker: str) -> None:
+    """Remember the marker of an attempt before it is sent: the provider's webhook may come before its answer."""
+    await connection.execute(
+        "update attempts set marker = $3 where organization_id = $1 and id = $2", organization_id, attempt_id, marker
+    )

@@ -53,6 +53,7 @@ class Settlement:
         settle_seconds: the contract's settle time; absences count from the end of the lease plus this.
         again_seconds: when to send again, should the reservation be free to.
         recover_seconds: when the next recovery is due, should the reservation be in doubt; None: a person must look.
+        late_recover_seconds: the same, should it be in doubt with a late write: only looking up is left then.
         receipt: present for a success, and only then.
         sealed_failure: the provider's words, sealed; kept for 24 hours.
         variance: what the provider reported that differs from what was asked, for the ledger.
@@ -70,6 +71,7 @@ class Settlement:
     settle_seconds: float
     again_seconds: float
     recover_seconds: float | None
+    late_recover_seconds: float | None = None
     receipt: ReceiptDraft | None = None
     provider_status: int | None = None
     provider_code: str | None = None
@@ -104,17 +106,17 @@ with input as (
   select * from unnest(
     $1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::text[], $6::text[], $7::bool[], $8::bool[], $9::bool[],
     $10::float8[], $11::float8[], $12::float8[], $13::int[], $14::text[], $15::bytea[], $16::float8[], $17::text[], $18::text[],
-    $19::uuid[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[]
+    $19::uuid[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[], $27::float8[]
   ) with ordinality as i (
     organization_id, id, attempt_id, attempt_epoch, outcome, reason, stored_now, stored_failure_now, late_write_now,
     settle_seconds, again_seconds, recover_seconds, status_now, code_now, sealed_failure, provider_seconds, provider_key, variance,
-    receipt_id, provider, receipt_reference, confidence, evidence, provider_request_id, sealed_result, place
+    receipt_id, provider, receipt_reference, confidence, evidence, provider_request_id, sealed_result, late_recover_seconds, place
   )
 ), locked as materialized (
   select r.*, i.attempt_id, i.attempt_epoch, i.outcome, i.reason, i.stored_now, i.stored_failure_now, i.late_write_now,
     i.settle_seconds, i.again_seconds, i.recover_seconds, i.status_now, i.code_now, i.sealed_failure, i.provider_seconds, i.provider_key,
     i.variance, i.receipt_id, i.provider, i.receipt_reference, i.confidence, i.evidence, i.provider_request_id, i.sealed_result, i.place,
-    r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current
+    i.late_recover_seconds, r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
@@ -146,7 +148,9 @@ with input as (
       when l.current then l.unknown_attempts + (l.outcome = 'unknown')::int
       when l.outcome = 'unsent' then l.unknown_attempts - 1
       else l.unknown_attempts
-    end as next_unknown
+    end as next_unknown,
+    case when l.late_write or l.late_write_now and l.outcome = 'unknown' then l.late_recover_seconds else l.recover_seconds end
+      as next_recover_seconds
   from locked l
 ), changed as (
   update reservations r set
@@ -178,6 +182,11 @@ with input as (
     external_reference = j.receipt_reference,
     settled_attempt_id = case j.next_state when 'succeeded' then j.attempt_id end,
     settled_at = case when j.next_state in ('succeeded', 'failed') then now() end,
+    person_asked_at = case
+      when j.next_state = 'in_doubt' and j.next_recover_seconds is null then coalesce(r.person_asked_at, now())
+      when j.next_state = 'reserved' then null
+      else r.person_asked_at
+    end,
     provider_status = j.status_now,
     provider_code = j.code_now,
     changed_at = now()
@@ -209,7 +218,11 @@ with input as (
   returning a.organization_id, a.reservation_id as id
 ), frozen as (
   update reservations r set late_write = true, changed_at = now(),
-    absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))
+    absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds)),
+    person_asked_at = case
+      when j.state = 'in_doubt' and j.next_recover_seconds is null then coalesce(r.person_asked_at, now())
+      else r.person_asked_at
+    end
   from judged j
   where (r.organization_id, r.id) = (j.organization_id, j.id) and j.verdict = 'late' and j.freezes
 ), received as (
@@ -243,15 +256,14 @@ with input as (
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'settled' and j.next_state in ('succeeded', 'failed')
 ), watched as (
   update open_reservations o set due_at = case
-    when j.next_state = 'in_doubt' then case when j.late_write or j.late_write_now and j.outcome = 'unknown' or j.recover_seconds is null
-      then 'infinity'::timestamptz else now() + make_interval(secs => j.recover_seconds) end
+    when j.next_state = 'in_doubt' then coalesce(now() + make_interval(secs => j.next_recover_seconds), 'infinity')
     when j.tries + 1 >= $26 then now()
     else least(now() + make_interval(secs => j.again_seconds), j.not_after)
   end
   from judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'settled' and j.next_state in ('in_doubt', 'reserved')
 ), left_to_a_person as (
-  update open_reservations o set due_at = 'infinity'
+  update open_reservations o set due_at = coalesce(now() + make_interval(secs => j.next_recover_seconds), 'infinity')
   from judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'late' and j.freezes and j.state = 'in_doubt'
 ), contradicted as (
@@ -347,7 +359,12 @@ async def _settle(connection: Connection, rows: Sequence[Settlement], tries_max:
     results: list[Settled] = [Settled(verdict="missing", state=None)] * len(rows)
     waiting = list(range(len(rows)))
     for _ in range(ROUNDS_MAX):
-        records = await connection.fetch(SETTLE, *_arguments([rows[place] for place in waiting]), tries_max)
+        records = await connection.fetch(
+            SETTLE,
+            *_arguments([rows[place] for place in waiting]),
+            tries_max,
+            [rows[place].late_recover_seconds for place in waiting],
+        )
         again = []
         for place, record in zip(waiting, records, strict=True):
             if record["verdict"] == "again":

@@ -14,7 +14,11 @@ class Due:
     """An open reservation whose time has come.
 
     Attributes:
+        attempt_id: the open attempt.
         lapsed: its attempt is open and the lease is over.
+        last_attempt_id: the newest attempt, open or closed.
+        last_status: what the provider answered to it; None without an answer.
+        trial: it is the one that an open breaker lets through.
     """
 
     organization_id: UUID
@@ -25,14 +29,23 @@ class Due:
     contract_version: int
     attempt_id: UUID | None
     lapsed: bool
+    last_attempt_id: UUID | None
+    last_status: int | None
     resends: int
+    recovery_step: int
+    stored_failure: bool
+    late_write: bool
+    trial: bool
     possible_send_seconds_ago: float | None
     overdue_seconds: float
 
 
 DUE = """
 select o.organization_id, o.reservation_id, r.connection_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
-  coalesce(a.lease_until <= now(), false) as lapsed, r.resends,
+  coalesce(a.lease_until <= now(), false) as lapsed, r.last_attempt_id,
+  (select l.provider_status from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as last_status,
+  r.resends, r.recovery_step, r.stored_failure, r.late_write,
+  exists (select from breakers b where b.organization_id = r.organization_id and b.closed_at is null and b.trial_reservation_id = r.id) as trial,
   extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
   extract(epoch from now() - o.due_at)::float8 as overdue_seconds
 from open_reservations o
@@ -47,10 +60,11 @@ limit $2
 
 LAPSE = """
 with input as (
-  select distinct on (organization_id, id) * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[])
-    as i (organization_id, id, attempt_id, settle_seconds, recover_seconds)
+  select distinct on (organization_id, id) * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[], $6::float8[])
+    as i (organization_id, id, attempt_id, settle_seconds, recover_seconds, late_recover_seconds)
 ), locked as materialized (
-  select r.*, i.attempt_id, i.settle_seconds, i.recover_seconds, a.lease_until
+  select r.*, i.attempt_id, i.settle_seconds, a.lease_until,
+    case when r.late_write then i.late_recover_seconds else i.recover_seconds end as next_recover_seconds
   from input i
   join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attempt_id)
@@ -65,11 +79,11 @@ with input as (
 ), changed as (
   update reservations r set state = 'in_doubt', open_attempt_id = null, last_attempt_outcome = 'unknown',
     unknown_attempts = r.unknown_attempts + 1, doubt_since = coalesce(r.doubt_since, now()), doubt_cause = 'lease lapsed',
-    absence_counts_at = greatest(r.absence_counts_at, l.lease_until + make_interval(secs => l.settle_seconds)), changed_at = now()
+    absence_counts_at = greatest(r.absence_counts_at, l.lease_until + make_interval(secs => l.settle_seconds)), changed_at = now(),
+    person_asked_at = case when l.next_recover_seconds is null then coalesce(r.person_asked_at, now()) else r.person_asked_at end
   from lapsed l where (r.organization_id, r.id) = (l.organization_id, l.id)
 ), watched as (
-  update open_reservations o set due_at = case when l.recover_seconds is null or l.late_write then 'infinity'::timestamptz
-    else now() + make_interval(secs => l.recover_seconds) end
+  update open_reservations o set due_at = coalesce(now() + make_interval(secs => l.next_recover_seconds), 'infinity')
   from lapsed l where (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
@@ -85,15 +99,30 @@ select organization_id, id from lapsed
 # The reservation is locked first: an attempt that is opened at the same time must keep its own time in the watch row.
 GIVE_UP = """
 with doubt as materialized (
-  select r.organization_id, r.id from reservations r where (r.organization_id, r.id) = ($1, $2) and r.state = 'in_doubt' for update
+  select r.* from reservations r
+  where (r.organization_id, r.id) = ($1, $2) and r.state = 'in_doubt' and r.last_attempt_id is not distinct from coalesce($3, r.last_attempt_id)
+  for update
+), asked as (
+  update reservations r set person_asked_at = coalesce(r.person_asked_at, now()), recovery_step = greatest(r.recovery_step, $4)
+  from doubt d where (r.organization_id, r.id) = (d.organization_id, d.id)
+), watched as (
+  update open_reservations o set due_at = 'infinity' from doubt d where (o.organization_id, o.reservation_id) = (d.organization_id, d.id)
+), entered as (
+  insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain,
+    run, tool, operation_key, input_digest, declared, trace_id, detail)
+  select d.organization_id, d.environment_id, 'evidence', d.id, d.last_attempt_id, 'in_doubt', 'in_doubt', d.actor_chain,
+    (select name from runs where (runs.organization_id, runs.id) = (d.organization_id, d.run_id)), d.tool, d.operation_key, d.input_digest,
+    d.declared, d.trace_id, $5::jsonb
+  from doubt d where $5::jsonb is not null
 )
-update open_reservations o set due_at = 'infinity' from doubt d where (o.organization_id, o.reservation_id) = (d.organization_id, d.id)
+select id from doubt
 """
 
 # Only what is still due: a claim that was faster has given the row a time of its own.
 POSTPONE = """
-update open_reservations set due_at = now() + make_interval(secs => $3)
-where (organization_id, reservation_id) = ($1, $2) and due_at <= now()
+update open_reservations o set due_at = now() + make_interval(secs => i.seconds)
+from unnest($1::uuid[], $2::uuid[], $3::float8[]) as i (organization_id, id, seconds)
+where (o.organization_id, o.reservation_id) = (i.organization_id, i.id) and o.due_at <= now()
 """
 
 ERASE = """
@@ -109,6 +138,7 @@ class Lapse:
     Attributes:
         settle_seconds: the contract's settle time.
         recover_seconds: when the first recovery is due; None: a person must look.
+        late_recover_seconds: the same, should there be a late write: only looking up is left then.
     """
 
     organization_id: UUID
@@ -116,6 +146,7 @@ class Lapse:
     attempt_id: UUID
     settle_seconds: float
     recover_seconds: float | None
+    late_recover_seconds: float | None = None
 
 
 async def due(connection: Connection, *, overdue_seconds: float, limit: int, busy_connections: Sequence[UUID] = ()) -> list[Due]:
@@ -136,18 +167,41 @@ async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
     Returns:
         The reservations that this call moved; the others were settled, renewed or lapsed by somebody else meanwhile.
     """
-    names = ["organization_id", "reservation_id", "attempt_id", "settle_seconds", "recover_seconds"]
+    names = ["organization_id", "reservation_id", "attempt_id", "settle_seconds", "recover_seconds", "late_recover_seconds"]
     return [record["id"] for record in await connection.fetch(LAPSE, *columns(rows, names))]
 
 
-async def leave_to_a_person(connection: Connection, organization_id: UUID, reservation_id: UUID) -> None:
-    """Automatic recovery of a doubt has nothing left to try: the sweep does not look at it again."""
-    await connection.execute(GIVE_UP, organization_id, reservation_id)
+async def leave_to_a_person(
+    connection: Connection,
+    organization_id: UUID,
+    reservation_id: UUID,
+    *,
+    attempt_id: UUID | None = None,
+    step: int = 0,
+    evidence: dict[str, object] | None = None,
+) -> bool:
+    """Automatic recovery of a doubt has nothing left to try: a person is asked and the sweep does not look at it again.
+
+    Args:
+        attempt_id: the newest attempt when that was found; where another has been opened since, nothing is changed.
+        step: the place in the contract's list that was reached.
+        evidence: what was seen, for the ledger; codes and references only.
+
+    Returns:
+        Whether it was in doubt, and is a person's now.
+    """
+    found = await connection.fetch(GIVE_UP, organization_id, reservation_id, attempt_id, step, evidence)
+    return bool(found)
 
 
 async def postpone(connection: Connection, organization_id: UUID, reservation_id: UUID, *, seconds: float) -> None:
     """Nothing can be done about a due reservation now: the sweep looks at it again after `seconds`."""
-    await connection.execute(POSTPONE, organization_id, reservation_id, seconds)
+    await postpone_all(connection, [(organization_id, reservation_id, seconds)])
+
+
+async def postpone_all(connection: Connection, rows: Sequence[tuple[UUID, UUID, float]]) -> None:
+    """The same for many: organization, reservation and seconds of each."""
+    await connection.execute(POSTPONE, *(list(column) for column in zip(*rows, strict=True)))
 
 
 async def erase_expired(connection: Connection, *, limit: int) -> int:

@@ -348,13 +348,18 @@ def _problem_of(view: ReservationView) -> OutboxError | None:
     return None
 
 
-def _in_doubt(view: ReservationView) -> OutboxError:
-    doubt: dict[str, object] = {
+def doubt_document(view: ReservationView) -> dict[str, object]:
+    """What is known of a doubt: since when and why, who looks into it next and when, and from when an absence counts."""
+    return {
         "since": view.doubt_since,
         "cause": view.doubt_cause,
         "recovery": "automatic" if view.recovery_due else "person",
         "next_check": view.next_check,
+        "absence_counts_at": view.absence_counts_at,
     }
+
+
+def _in_doubt(view: ReservationView) -> OutboxError:
     if view.recovery_due:
         after_seconds = min(max(view.due_seconds or 0.0, ASK_AGAIN_SECONDS), ASK_AGAIN_SECONDS_MAX)
         retry = Retry(action="wait", after_seconds=after_seconds, url=reservation_url(view.id))
@@ -362,7 +367,7 @@ def _in_doubt(view: ReservationView) -> OutboxError:
     else:
         retry = Retry(action="ask-human", url=reservation_url(view.id))
         detail = "The request was sent and no answer came. Only a person can find out what happened."
-    return OutboxError("in-doubt", detail, message=messages.in_doubt(view.next_check), retry=retry, doubt=doubt)
+    return OutboxError("in-doubt", detail, message=messages.in_doubt(view.next_check), retry=retry, doubt=doubt_document(view))
 
 
 def _ask_again_seconds(view: ReservationView) -> float:

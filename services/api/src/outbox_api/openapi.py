@@ -5,13 +5,17 @@ from typing import Any
 
 import msgspec
 
+from outbox_api import answer_doubt, work_doubts
 from outbox_api.errors import STATUS
-from outbox_api.routes import lists
+from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
 from outbox_domain.errors import PROBLEMS
 from outbox_domain.reservation import State
 
 VERSION = "0.1.0"
+
+VERDICTS = ("settled", "known", "contradiction", "duplicate", "unmarked", "unmatched", "unusable")
+"""What may come of a webhook."""
 
 Document = dict[str, Any]
 
@@ -40,7 +44,7 @@ def document() -> Document:
         },
         "servers": [{"url": "/"}],
         "security": [{"scopedKey": []}],
-        "tags": [{"name": name} for name in ("tool-calls", "reservations", "receipts", "ledger", "keys", "process")],
+        "tags": [{"name": name} for name in ("tool-calls", "reservations", "receipts", "doubts", "ledger", "keys", "process")],
         "paths": _paths(),
         "components": {
             "securitySchemes": {
@@ -125,6 +129,65 @@ def _paths() -> Document:
                 answers={"200": _answer("The receipt.", "Receipt")},
                 problems=(401, 403, 404, 422, 500, 503),
             )
+        },
+        "/v1/doubts/summary": {
+            "get": _operation(
+                "summarizeDoubts",
+                "doubts",
+                "How many effects are in doubt by connection, tool, class and cause, the money at stake, and what happens next.",
+                parameters=[f"Where{_camel(name)}" for name in doubts.WHERE],
+                answers={"200": _answer("The summary.", "DoubtSummary")},
+                problems=(401, 403, 422, 500, 503),
+            )
+        },
+        "/v1/doubts/resolve": {
+            "post": _operation(
+                "resolveDoubts",
+                "doubts",
+                "Give one answer to many doubts. Refused as a whole where their number differs from `expect`, where automatic "
+                "recovery is due without `override`, and where that it did not happen does not count yet of all of them.",
+                parameters=["IdempotencyKey"],
+                body="DoubtBatch",
+                answers={"200": _answer("What became of each.", "DoubtBatchDone")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/doubts/recheck": {
+            "post": _operation(
+                "recheckDoubts",
+                "doubts",
+                "Let automatic recovery begin again for many doubts. Refused where their number differs from `expect`.",
+                parameters=["IdempotencyKey"],
+                body="DoubtRecheck",
+                answers={"200": _answer("What became of each.", "DoubtBatchDone")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reviews/doubts/{reservation_id}": {
+            "post": _operation(
+                "answerDoubt",
+                "doubts",
+                "Say that the effect in doubt happened, or that it did not. For members who may resolve doubts. That it "
+                "happened is taken at any time; that it did not counts only from `absence_counts_at` on, and while automatic "
+                "recovery is due only with `override`.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="DoubtAnswer",
+                answers={"200": _answer("The reservation, settled so.", "Reservation")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/webhooks/{connection_id}": {
+            "post": _operation(
+                "takeWebhook",
+                "doubts",
+                "What a provider sends on its own, signed in `Stripe-Signature` within five minutes. "
+                "An event is acted on once; it settles what is executing or in doubt.",
+                parameters=["ConnectionId", "StripeSignature"],
+                body="Event",
+                answers={"200": _answer("It was taken; `verdict` says what came of it.", "EventTaken")},
+                problems=(400, 404, 413, 415, 422, 500, 503),
+            )
+            | {"security": []}
         },
         "/v1/ledger-entries": {
             "get": _operation(
@@ -230,11 +293,16 @@ def _parameters() -> Document:
         f"Filter{_camel(name)}": _query(name, _filter_schema(name), _FILTER_MEANINGS.get(name, f"Only with this {name}."))
         for name in (*lists.FILTERS, "kind", "reservation_id")
     }
-    return filters | {
+    where = {f"Where{_camel(name)}": _query(name, schema, f"Only doubts with this {name}.") for name, schema in _where().items()}
+    return (filters | where) | {
         "Cursor": _query("cursor", _TEXT, "`next_cursor` of the page before."),
         "Limit": _query("limit", _whole(1, lists.LIMIT_MAX, lists.LIMIT_DEFAULT), "Rows a page."),
         "Wait": _query("wait", _whole(0, 60, 0), "Seconds to wait until it is final."),
         "ReservationId": {"name": "reservation_id", "in": "path", "required": True, "schema": _UUID},
+        "ConnectionId": {"name": "connection_id", "in": "path", "required": True, "schema": _UUID},
+        "StripeSignature": _header(
+            "Stripe-Signature", _TEXT, "`t=` seconds since the epoch, `v1=` HMAC-SHA-256 of time, dot, body."
+        ),
         "ReceiptId": {"name": "receipt_id", "in": "path", "required": True, "schema": _UUID},
         "IdempotencyKey": _header(
             "Idempotency-Key",
@@ -398,6 +466,11 @@ def _schemas() -> Document:
             "properties": skeleton | {name: _list(_OBJECT) for name in ("attempts", "requesters", "evidence")},
             "required": list(required),
         },
+        **_doubt_schemas(),
+        "Event": {"type": "object", "properties": {"id": _TEXT, "type": _TEXT, "data": _OBJECT}, "required": ["id"]},
+        "EventTaken": _closed(
+            {"received": {"const": True}, "verdict": {"enum": list(VERDICTS)}}, required=("received", "verdict")
+        ),
         "LedgerEntry": {
             "type": "object",
             "properties": {"id": {"type": "integer"}, "at": _TIME, "kind": _TEXT, "detail": _OBJECT},
@@ -427,6 +500,83 @@ def _key_members() -> Document:
     }
     assert tuple(members) == KEY_MEMBERS, "the document names the members that are read"
     return members
+
+
+def _where() -> Document:
+    members: Document = {name: {"type": "string", "minLength": 1} for name in doubts.WHERE}
+    return members | {"class": {"enum": ["A", "B", "C"]}, "needs": {"enum": list(doubts.NEEDS)}, "reservation": _UUID}
+
+
+def _doubt_schemas() -> Document:
+    money = _list(_closed({"value": {"type": "integer"}, "currency": _TEXT}, required=("value", "currency")))
+    count: Document = {"type": "integer", "minimum": 0}
+    sums: Document = {"count": count, "needs_person": count, "oldest": _nullable(_TIME), "amounts": money}
+    following = _closed(
+        {"action": {"enum": ["resend", "lookup", "person", "unknown"]}, "count": count, "at": _nullable(_TIME)},
+        required=("action", "count", "at"),
+    )
+    group: Document = {
+        **{name: _TEXT for name in ("connection", "tool", "class", "cause")},
+        **sums,
+        "next": _list(following),
+        "absence_counts": count,
+        "absence_counts_at": _TIME,
+    }
+    batch: Document = {
+        "where": _closed(_where(), required=()),
+        "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
+        "expect": {"type": "integer", "minimum": 0, "maximum": work_doubts.AT_ONCE_MAX},
+        "dry_run": {"type": "boolean", "default": False},
+    }
+    single = _doubt_answer_members()
+    answered: Document = {name: single[name] for name in ("as", "override", "batch_id")} | {
+        "evidence": _nullable(single["evidence"]),
+        "external_references": _nullable({"type": "object", "additionalProperties": _text_of(answer_doubt.REFERENCE_BYTES_MAX)}),
+    }
+    rate: Document = {"type": "number", "minimum": 0.01, "maximum": doubts.RATE_MAX, "default": doubts.RATE_DEFAULT}
+    done = _closed(
+        {
+            "reservation_id": _UUID,
+            **{name: _TEXT for name in ("operation_key", "tool", "connection", "code", "detail")},
+            "verdict": {"enum": ["settled", "known", "rechecked", "refused", "would"]},
+        },
+        required=("reservation_id", "operation_key", "tool", "connection", "verdict"),
+    )
+    totals: Document = {
+        "batch_id": _nullable(_UUID),
+        "dry_run": {"type": "boolean"},
+        "count": count,
+        "done": count,
+        "refused": count,
+    }
+    assert {*batch, *answered} == {*doubts.RESOLVE_MEMBERS}, "the document names the members that are read"
+    assert {*batch, "rate_per_second"} == {*doubts.RECHECK_MEMBERS}, "the document names the members that are read"
+    return {
+        "DoubtAnswer": _closed(single, required=("as", "reason", "evidence")),
+        "DoubtSummary": _closed(sums | {"groups": _list(_closed(group, required=tuple(group)))}, required=(*sums, "groups")),
+        "DoubtBatch": _closed(batch | answered, required=("as", "reason", "expect")),
+        "DoubtRecheck": _closed(batch | {"rate_per_second": rate}, required=("reason", "expect")),
+        "DoubtBatchDone": _closed(totals | {"items": _list(done)}, required=(*totals, "items")),
+    }
+
+
+def _doubt_answer_members() -> Document:
+    members: Document = {
+        "as": {"enum": [answer_doubt.HAPPENED, answer_doubt.DID_NOT_HAPPEN]},
+        "external_reference": _nullable(
+            _text_of(answer_doubt.REFERENCE_BYTES_MAX) | {"description": "The provider's name of it; exactly where it happened."}
+        ),
+        "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
+        "evidence": _text_of(answer_doubt.EVIDENCE_CHARACTERS_MAX) | {"description": "What was seen. Kept for ever: no secrets."},
+        "override": {"type": "boolean", "default": False, "description": "Answer although automatic recovery is still due."},
+        "batch_id": _nullable(_UUID),
+    }
+    assert tuple(members) == answer_doubt.MEMBERS, "the document names the members that are read"
+    return members
+
+
+def _text_of(length_max: int) -> Document:
+    return {"type": "string", "minLength": 1, "maxLength": length_max}
 
 
 def _page(item: str) -> Document:

@@ -20,7 +20,7 @@ from outbox_runtime.settings import PostgresSettings, read
 from outbox_runtime.vault import Vault, new_organization_keys
 from outbox_standalone.data_folder import ENVIRONMENT, LocalKeys
 from outbox_standalone.refusal import Refusal
-from outbox_store import actors, connections, ledger_entries, migrate, organizations, scoped_keys, tool_contracts
+from outbox_store import actors, connections, ledger_entries, migrate, organizations, scoped_keys, tool_contracts, webhooks_in
 
 ORGANIZATION = "demo"
 PROJECT = scoped_key.DEFAULT_PROJECT
@@ -145,7 +145,15 @@ def _new_id() -> UUID:
     return ids.uuid7(time.time_ns() // 1_000_000, os.urandom(10))
 
 
-async def fill(url: str, keys: LocalKeys, *, sandbox_url: str, accounts: Mapping[str, ProviderAccount]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """Where the sandbox provider's events of one connection go, and what they are signed with."""
+
+    connection_id: UUID
+    secret: str
+
+
+async def fill(url: str, keys: LocalKeys, *, sandbox_url: str, accounts: Mapping[str, ProviderAccount]) -> Mapping[str, Webhook]:
     """Makes the organization `demo` with everything a first call needs, or brings it up to date.
 
     Args:
@@ -154,12 +162,16 @@ async def fill(url: str, keys: LocalKeys, *, sandbox_url: str, accounts: Mapping
         sandbox_url: where the sandbox provider answers.
         accounts: real accounts by provider; the others point at the sandbox provider.
 
+    Returns:
+        By provider, how the sandbox provider signs events of the connections whose contracts take them.
+
     Raises:
         Refusal: the database holds an organization `demo` that other keys have sealed.
     """
     async with _pool(url) as pool, postgres.transaction(pool) as connection:
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
-        organization_id = await _organization(connection, keys)
+        vault = await _organization(connection, keys)
+        organization_id = vault.organization_id
         project_id = await organizations.create_project(connection, organization_id, _new_id(), PROJECT)
         environment_id = await organizations.create_environment(connection, organization_id, _new_id(), ENVIRONMENT, "allow")
         owner_id = await actors.ensure(connection, organization_id, _new_id(), "member", OWNER)
@@ -175,21 +187,31 @@ async def fill(url: str, keys: LocalKeys, *, sandbox_url: str, accounts: Mapping
             raise Refusal(f"The shipped tool contracts do not fit this database: {changed}.") from changed
         public_key = sealing.read_private_key(keys.worker_private_key.encode()).public_key()
 
-        async def keep(row: connections.ConnectionRow, credential: str) -> None:
+        async def keep(row: connections.ConnectionRow, credential: str) -> UUID:
             connection_id = await connections.ensure(connection, row)
             info = f"credential:{organization_id}:{connection_id}".encode()
             sealed = sealing.seal_to(public_key, credential.encode(), info)
             await connections.seal_credential(connection, organization_id, connection_id, sealed)
+            return connection_id
 
+        taking = {contract.provider for contract in contracts if contract.webhook is not None}
+        webhooks: dict[str, Webhook] = {}
         for provider in sorted({contract.provider for contract in contracts}):
             for row, credential in await _connection_rows(
                 connection, organization_id, environment_id, provider, sandbox_url, accounts.get(provider)
             ):
-                await keep(row, credential)
+                connection_id = await keep(row, credential)
+                if provider in taking and row.name == provider:
+                    # The same at every start, because it is made of what stays.
+                    secret = f"whsec_{vault.digest('sandbox-webhook', connection_id.bytes).hex()}"
+                    sealed = vault.seal_webhook_secret(connection_id, secret)
+                    await webhooks_in.keep_secret(connection, organization_id, connection_id, sealed)
+                    webhooks[provider] = Webhook(connection_id=connection_id, secret=secret)
+        return webhooks
 
 
-async def _organization(connection: postgres.Connection, keys: LocalKeys) -> UUID:
-    """The id of the organization, whose keys this folder's wrapping key must open."""
+async def _organization(connection: postgres.Connection, keys: LocalKeys) -> Vault:
+    """The keys of the organization, which this folder's wrapping key must open."""
     wrapping_key = sealing.WrappingKey.from_base64(keys.wrapping_key)
     found = await organizations.by_name(connection, ORGANIZATION)
     if found is None:
@@ -205,9 +227,15 @@ async def _organization(connection: postgres.Connection, keys: LocalKeys) -> UUI
                 provider_key_secret_wrapped=wrapped.provider_key_secret,
             ),
         )
-        return organization_id
+        return Vault.open(
+            wrapping_key,
+            organization_id,
+            data_key_wrapped=wrapped.data_key,
+            digest_key_wrapped=wrapped.digest_key,
+            provider_key_secret_wrapped=wrapped.provider_key_secret,
+        )
     try:
-        Vault.open(
+        return Vault.open(
             wrapping_key,
             found.id,
             data_key_wrapped=found.data_key_wrapped,
@@ -219,7 +247,6 @@ async def _organization(connection: postgres.Connection, keys: LocalKeys) -> UUI
             f"The organization {ORGANIZATION} in this database opens with the keys.json of another data folder only; "
             "use that --data-dir or another database."
         ) from error
-    return found.id
 
 
 async def _key(

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from outbox_runtime.postgres import AWAY
 from outbox_standalone import bootstrap, child, watchdog
-from outbox_standalone.bootstrap import ProviderAccount, ServiceUrls
+from outbox_standalone.bootstrap import ProviderAccount, ServiceUrls, Webhook
 from outbox_standalone.data_folder import DataFolder, LocalKeys, locked, write_private_file
 from outbox_standalone.embedded_postgres import EmbeddedPostgres, PostgresStartError, PostgresUnusableError, shipped_binaries
 from outbox_standalone.embedded_redis import EmbeddedRedis, RedisStartError, find_binary
@@ -187,6 +187,7 @@ class _Stack:
         self._sandbox_port = child.free_port()
         self._metrics_ports: dict[str, int] = {}
         self._urls: ServiceUrls | None = None
+        self._webhooks: Mapping[str, Webhook] = {}
 
     def start(self) -> bool:
         """Starts everything in order; False when a signal asked to stop meanwhile.
@@ -283,7 +284,9 @@ class _Stack:
 
         async def prepare() -> None:
             self._urls = await bootstrap.migrate_and_open(self._owner_url, self._keys, embedded=self._postgres is not None)
-            await bootstrap.fill(self._owner_url, self._keys, sandbox_url=self.sandbox_url, accounts=self._options.accounts)
+            self._webhooks = await bootstrap.fill(
+                self._owner_url, self._keys, sandbox_url=self.sandbox_url, accounts=self._options.accounts
+            )
 
         try:
             finished = _run_unless_stopped(self._supervisor, prepare())
@@ -370,6 +373,10 @@ class _Stack:
             "postgres_url": self._owner_url,
             "redis_url": self._redis_url or None,
             "sandbox_url": self.sandbox_url,
+            "webhooks": {
+                provider: {"url": f"http://{HOST}:{self._port}/v1/webhooks/{webhook.connection_id}", "secret": webhook.secret}
+                for provider, webhook in self._webhooks.items()
+            },
             "metrics_urls": [f"http://{HOST}:{self._metrics_ports[one.name]}/metrics" for one in services],
             "pids": {
                 "api": work_ids("api-"),

@@ -14,18 +14,19 @@ import structlog
 from opentelemetry import trace
 
 from outbox_domain.contract import ToolContract
-from outbox_domain.identity import Scope, marker, provider_key
 from outbox_domain.reservation import Outcome
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest
 from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_runtime.telemetry import context_of, traceparent_of
 from outbox_store.batches import Failed
-from outbox_store.claim import Claim, Claimed, NotClaimed, claim, renew
+from outbox_store.claim import Claim, Claimed, NotClaimed, claim, plant, renew
 from outbox_store.sweep import postpone
+from outbox_worker import breaker
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.settle import Came, settle
 from outbox_worker.transport import Egress, Sent
+from outbox_worker.wire_names import marker_of, provider_key_of
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -60,11 +61,8 @@ async def execute(
     began = time.monotonic()
     verdict = await _claim(worker, wish, give_up=began + worker.settings.send_by_seconds)
     if not isinstance(verdict, Claimed):
-        if isinstance(verdict, NotClaimed) and verdict.reason == "voided":
-            await worker.wakeups.announce([wish.reservation_id])
-        if isinstance(verdict, NotClaimed) and verdict.reason == "parked" and wish.organization_id is not None:
-            async with acquire(worker.pool) as connection:
-                await postpone(connection, wish.organization_id, wish.reservation_id, seconds=PARKED_SECONDS)
+        if isinstance(verdict, NotClaimed):
+            await _not_claimed(worker, wish, verdict)
         return verdict
     if on_claimed is not None:
         on_claimed(verdict)
@@ -80,6 +78,20 @@ async def execute(
         span.set_attribute("outbox.attempt", verdict.number)
         await _attempt(worker, verdict, contract, send_by=began + worker.settings.send_by_seconds)
     return verdict
+
+
+async def _not_claimed(worker: Worker, wish: Claim, verdict: NotClaimed) -> None:
+    if verdict.reason == "voided":
+        await worker.wakeups.announce([wish.reservation_id])
+    if wish.organization_id is None or verdict.reason in ("gone", "not-due"):
+        return  # What a wake-up named is taken up again by the sweep, which knows whose it is.
+    async with acquire(worker.pool) as connection:
+        if verdict.reason == "parked":
+            await postpone(connection, wish.organization_id, wish.reservation_id, seconds=PARKED_SECONDS)
+        if verdict.reason != "held":
+            await breaker.pass_on(connection, wish.organization_id, wish.reservation_id)
+        elif wish.resend_window_seconds is None:
+            await breaker.hold(connection, wish.organization_id, wish.reservation_id, resend=False)
 
 
 async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | NotClaimed | None:
@@ -142,32 +154,9 @@ async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) ->
     if attempt.sealed_input is None:
         raise LookupError("the sealed input is gone")
     stored = keys.open_input(attempt.reservation_id, attempt.sealed_input)
-    scope = Scope(
-        organization=attempt.organization,
-        project=attempt.project,
-        environment=attempt.environment,
-        connection=attempt.connection,
-        tool=attempt.tool,
-    )
-    key_scope = "environment" if attempt.scope == "environment" else f"run:{attempt.lineage_name}"
     secret = keys.secrets.provider_key_secret
-    key = (
-        provider_key(
-            secret,
-            scope=scope,
-            key_scope=key_scope,
-            operation_key=attempt.operation_key,
-            occurrence=attempt.occurrence,
-            generation=attempt.generation,
-        )
-        if contract.request.provider_key
-        else None
-    )
-    planted = (
-        marker(secret, scope=scope, key_scope=key_scope, operation_key=attempt.operation_key, occurrence=attempt.occurrence)
-        if contract.request.marker
-        else None
-    )
+    key = provider_key_of(attempt, secret, attempt.generation) if contract.request.provider_key else None
+    planted = marker_of(attempt, secret) if contract.request.marker else None
     wire = build_request(
         contract,
         base_url=attempt.base_url,
@@ -178,6 +167,10 @@ async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) ->
         provider_key=key,
         marker=planted,
     )
+    if planted is not None and contract.webhook is not None:
+        # The provider's own notice may come before its answer, and must find whose effect it speaks of.
+        async with acquire(worker.pool) as connection:
+            await plant(connection, attempt.organization_id, attempt.attempt_id, planted)
     return _Outgoing(wire=wire, provider_key=key)
 
 

@@ -1,20 +1,24 @@
 """What to do about a doubt, and how an attempt whose lease has lapsed becomes one.
 
-Class A sends again with the same provider key, inside the provider's window and through the whole gate of T2. What
-resending cannot end stays in doubt: it is never decided by time.
+A doubt is led through the contract's list of ways, each with its bounds: sent again with the same provider key (class A, inside
+the provider's window and through the whole gate of T2), looked up, and in the end left to a person. Time alone ends nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import structlog
 
-from outbox_domain.recovery import RESEND_MARGIN_SECONDS, resend_in_seconds, settle_seconds
+from outbox_domain.contract import LookupRule, ResendRule, ToolContract
+from outbox_domain.recovery import RESEND_MARGIN_SECONDS, Doubt, next_way, recover_in_seconds, settle_seconds
 from outbox_runtime.postgres import acquire
-from outbox_store.claim import Claim, NotClaimed
+from outbox_store.claim import Claim, Claimed, NotClaimed
 from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone
+from outbox_worker import breaker
 from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS, ContractUnreadable
 from outbox_worker.execute import execute
+from outbox_worker.look_up import look_up
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -34,13 +38,16 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
         # A lease lapses whether or not its contract can be read here; one that cannot must not keep the others from lapsing.
         settle = UNREADABLE_SETTLE_SECONDS
         again: float | None = UNREADABLE_SECONDS
+        late: float | None = UNREADABLE_SECONDS
         try:
             contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
         except ContractUnreadable as error:
             log.error("contract-unreadable", reservation_id=str(row.reservation_id), tool=row.tool, reason=str(error))
         else:
             settle = settle_seconds(contract)
-            again = resend_in_seconds(contract, resends=row.resends, stored_failure=False, late_write=False)
+            doubt = Doubt(resends=row.resends, stored_failure=False, late_write=False, unreachable=True)
+            again = recover_in_seconds(contract, doubt)
+            late = recover_in_seconds(contract, replace(doubt, late_write=True))
         lapses.append(
             Lapse(
                 organization_id=row.organization_id,
@@ -48,6 +55,7 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
                 attempt_id=row.attempt_id,
                 settle_seconds=settle,
                 recover_seconds=again,
+                late_recover_seconds=late,
             )
         )
     if not lapses:
@@ -60,7 +68,7 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
         await worker.wakeups.announce(moved)
 
 
-async def recover(worker: Worker, row: Due) -> Literal["resent", "left"]:
+async def recover(worker: Worker, row: Due) -> Literal["resent", "looked-up", "left"]:
     """Take the next step out of a doubt.
 
     Args:
@@ -68,7 +76,8 @@ async def recover(worker: Worker, row: Due) -> Literal["resent", "left"]:
         row: a reservation in doubt whose recovery is due.
 
     Returns:
-        `resent` when an attempt was made, `left` when nothing automatic is left to try now.
+        `resent` when an attempt was made, `looked-up` when the provider was asked, `left` when nothing was done now, or nothing
+        automatic is left to try.
     """
     try:
         contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
@@ -77,11 +86,34 @@ async def recover(worker: Worker, row: Due) -> Literal["resent", "left"]:
         async with acquire(worker.pool) as connection:
             await postpone(connection, row.organization_id, row.reservation_id, seconds=UNREADABLE_SECONDS)
         return "left"
-    rule = contract.resend
-    if rule is None or contract.guarantee_class != "A":
-        await _leave(worker, row)
-        return "left"
-    verdict = await execute(
+    doubt = Doubt(
+        step=row.recovery_step,
+        resends=row.resends,
+        stored_failure=row.stored_failure,
+        late_write=row.late_write,
+        unreachable=row.last_status is None or row.last_status >= 500,
+    )
+    while (way := next_way(contract, doubt)) is not None:
+        step, rule = way
+        if isinstance(rule, LookupRule):
+            await look_up(worker, contract, rule, row, step=step)
+            return "looked-up"
+        if not isinstance(rule, ResendRule):
+            break
+        verdict = await _send_again(worker, contract, rule, row)
+        if isinstance(verdict, Claimed):
+            return "resent"
+        if verdict is not None and verdict.reason == "held":
+            return await _meanwhile(worker, contract, row)
+        if verdict is None or verdict.reason != "no-resend":
+            return "left"
+        doubt = replace(doubt, step=step + 1)
+    await _leave(worker, contract, row)
+    return "left"
+
+
+async def _send_again(worker: Worker, contract: ToolContract, rule: ResendRule, row: Due) -> Claimed | NotClaimed | None:
+    return await execute(
         worker,
         Claim(
             organization_id=row.organization_id,
@@ -91,19 +123,27 @@ async def recover(worker: Worker, row: Due) -> Literal["resent", "left"]:
             lease_seconds=worker.settings.lease_seconds,
             resend_window_seconds=rule.within.total_seconds(),
             resend_needs_seconds=contract.request.deadline.total_seconds() + RESEND_MARGIN_SECONDS,
-            resends_max=rule.times,
+            # Beyond the bound only where `next_way` grants one more: the last one met no provider.
+            resends_max=max(rule.times, row.resends + 1),
         ),
     )
-    if isinstance(verdict, NotClaimed):
-        if verdict.reason == "no-resend":
-            await _leave(worker, row)
-        return "left"
-    return "resent"
 
 
-async def _leave(worker: Worker, row: Due) -> None:
+async def _meanwhile(worker: Worker, contract: ToolContract, row: Due) -> Literal["looked-up", "left"]:
+    """The breaker is open: resends wait, look-ups go on."""
+    if contract.lookup is not None:
+        await look_up(worker, contract, contract.lookup, row, step=row.recovery_step)
+        return "looked-up"
+    async with acquire(worker.pool) as connection:
+        await breaker.hold(connection, row.organization_id, row.reservation_id, resend=True)
+    return "left"
+
+
+async def _leave(worker: Worker, contract: ToolContract, row: Due) -> None:
     """Automatic recovery has nothing left; the doubt stays until proof or a person ends it."""
     async with acquire(worker.pool) as connection:
-        await leave_to_a_person(connection, row.organization_id, row.reservation_id)
-    log.warning("doubt-stays", reservation_id=str(row.reservation_id), tool=row.tool)
+        await leave_to_a_person(
+            connection, row.organization_id, row.reservation_id, attempt_id=row.last_attempt_id, step=len(contract.recovery)
+        )
+    log.warning("person-asked", reservation_id=str(row.reservation_id), tool=row.tool)
     await worker.wakeups.announce([row.reservation_id])

@@ -5,12 +5,12 @@ work. If the process dies first, the lease lapses and recovery finds the effect.
 """
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import structlog
 
 from outbox_domain.contract import ToolContract
-from outbox_domain.recovery import back_off_seconds, resend_in_seconds, settle_seconds
+from outbox_domain.recovery import Doubt, back_off_seconds, recover_in_seconds, settle_seconds
 from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_providers.wire import Reading
 from outbox_runtime.postgres import NOT_NOW, acquire
@@ -19,6 +19,7 @@ from outbox_store import settle as store
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX, Claimed
 from outbox_store.settle import ReceiptDraft, Settled, Settlement
+from outbox_worker import breaker
 from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS
 from outbox_worker.worker import Worker
 
@@ -79,6 +80,7 @@ async def settle(worker: Worker, attempt: Claimed, contract: ToolContract | None
         verdict=result.verdict,
         state=result.state.value if result.state else None,
     )
+    await breaker.note(worker, attempt, came.outcome, cause=came.reason)
     if result.state is State.RESERVED:
         return  # Nothing final, and nothing for a waiter to know; it is due again by its own row.
     await worker.wakeups.announce([attempt.reservation_id])
@@ -107,17 +109,20 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
     again_seconds = back_off_seconds(attempt.tries)
     if reading is not None and reading.retry_after_seconds is not None:
         again_seconds = max(again_seconds, reading.retry_after_seconds)
-    recover_seconds: float | None = UNREADABLE_SECONDS
+    recover_seconds = late_recover_seconds = UNREADABLE_SECONDS if contract is None else None
     if contract is not None:
+        unreachable = came.provider_status is None or came.provider_status >= 500
         # A resend that was not sent or was put off is given back (the provider is not known to have had it) and is a try instead.
         given_back = int(attempt.resend and came.outcome in (Outcome.UNSENT, Outcome.DEFERRED))
-        recover_seconds = resend_in_seconds(
-            contract,
+        doubt = Doubt(
             resends=attempt.resends - given_back,
             tries=attempt.tries + given_back,
             stored_failure=stored_failure,
-            late_write=came.late_write,
+            late_write=False,
+            unreachable=unreachable,
         )
+        recover_seconds = recover_in_seconds(contract, doubt)
+        late_recover_seconds = recover_in_seconds(contract, replace(doubt, late_write=True))
     if recover_seconds is not None and reading is not None and reading.retry_after_seconds is not None:
         recover_seconds = max(recover_seconds, reading.retry_after_seconds)
     return Settlement(
@@ -133,6 +138,7 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
         settle_seconds=UNREADABLE_SETTLE_SECONDS if contract is None else settle_seconds(contract),
         again_seconds=again_seconds,
         recover_seconds=recover_seconds,
+        late_recover_seconds=late_recover_seconds,
         receipt=_receipt(worker, attempt, contract, came, keys),
         provider_status=came.provider_status,
         provider_code=failure.provider_code if failure is not None else None,

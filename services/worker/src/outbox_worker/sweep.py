@@ -17,8 +17,10 @@ import structlog
 
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import NOT_NOW, acquire
+from outbox_store.breakers import trials
 from outbox_store.claim import Claim
-from outbox_store.sweep import Due, due, erase_expired
+from outbox_store.connection import Connection
+from outbox_store.sweep import Due, due, erase_expired, postpone_all
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, recover
 from outbox_worker.worker import Worker
@@ -33,6 +35,13 @@ WAKE_UP_SECONDS = 0.2
 
 SHARE_OF_ONE_CONNECTION = 0.75
 """How much of the slots the sends of one connection may take up: a provider that hangs must leave room for the others."""
+
+RECOVERIES_PER_SECOND = 10.0
+RECOVERIES_PER_LOOK = 10
+"""Recovery of one connection is paced: so many doubts at once, the others one after the other."""
+
+TRIAL_SECONDS = 60.0
+"""How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
 
 ERASE_EVERY_SECONDS = 60.0
 ERASE_BATCH = 1000
@@ -100,7 +109,10 @@ class Sweep:
         sends = Counter(self._connections.values())
         busy = [id for id, count in sends.items() if count >= self._share]
         async with acquire(self._worker.pool) as connection:
-            rows = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
+            for trial in await trials(connection, trial_seconds=TRIAL_SECONDS):
+                log.info("breaker-trial", connection_id=str(trial.connection_id), reservation_id=str(trial.reservation_id))
+            found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
+            rows = await self._paced(connection, found)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
         for row in rows:
             if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
@@ -120,6 +132,24 @@ class Sweep:
             if self._start(row.reservation_id, work):
                 self._connections[row.reservation_id] = row.connection_id
                 sends[row.connection_id] += 1
+
+    async def _paced(self, connection: Connection, rows: list[Due]) -> list[Due]:
+        """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
+        counts: Counter[tuple[UUID, UUID]] = Counter()
+        now, later = [], []
+        for row in rows:
+            if row.state is State.IN_DOUBT and not row.trial:
+                of = (row.organization_id, row.connection_id)
+                counts[of] += 1
+                if counts[of] > RECOVERIES_PER_LOOK:
+                    after = (counts[of] - RECOVERIES_PER_LOOK) / RECOVERIES_PER_SECOND
+                    later.append((row.organization_id, row.reservation_id, self._worker.settings.sweep_seconds + after))
+                    continue
+            now.append(row)
+        if later:
+            await postpone_all(connection, later)
+            log.info("recovery-paced", postponed=len(later))
+        return now
 
     async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
         worker = self._worker

@@ -6,12 +6,13 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
-from outbox_api.answers import Answer, encode, shown
+from outbox_api.answers import Answer, doubt_document, encode, shown
 from outbox_api.api import Api
 from outbox_api.await_receipt import await_receipt
 from outbox_api.routes.door import looked_at, not_found, read_id
 from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, read_filter, read_page, read_query, read_whole
 from outbox_domain.capability import Capability
+from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
 from outbox_store import reservations
@@ -40,7 +41,7 @@ async def _list(api: Api, key: ScopedKey, request: Request[Any, Any, Any]) -> An
         views, following = await reservations.list_(
             connection, key.organization_id, key.environment_id, wanted, after=after, limit=limit
         )
-    items = [await _item(api, key, view) for view in views if key.reaches(view.tool, view.provider)]
+    items = [await item(api, key, view) for view in views if key.reaches(view.tool, view.provider)]
     return page(items, following)
 
 
@@ -55,7 +56,7 @@ async def _one(api: Api, key: ScopedKey, request: Request[Any, Any, Any], id_tex
     if wait:
         awaited = await await_receipt(api.waiters, key.organization_id, reservation_id, seconds=wait, look_first=True)
         view = awaited if awaited is not None else view
-    document = await _item(api, key, view)
+    document = await item(api, key, view)
     async with acquire(api.pool) as connection:
         attempts, requesters, evidence = await reservations.detail(connection, key.organization_id, reservation_id)
     document["attempts"] = [asdict(attempt) for attempt in attempts]
@@ -76,7 +77,8 @@ def may_see(key: ScopedKey, view: ReservationView) -> bool:
     )
 
 
-async def _item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, object]:
+async def item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, object]:
+    """A reservation as it is shown, whatever its state."""
     contract = await api.directory.contract(key.organization_id, view.tool, view.contract_version)
     vault = await api.directory.vault(key.organization_id)
     return shown(view, contract=contract, vault=vault) | {
@@ -99,4 +101,5 @@ async def _item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, ob
         "changed_at": view.changed_at,
         "settled_at": view.settled_at,
         "not_after": view.not_after,
+        "doubt": doubt_document(view) if view.state is State.IN_DOUBT else None,
     }

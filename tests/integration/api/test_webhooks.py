@@ -1,0 +1,226 @@
+"""Webhooks: who signed them, which are acted on, and what they prove."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from tests.integration.api.test_doubts import DID_NOT, answer, reserved, standing
+from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in
+from tests.support.invariants import assert_invariants
+
+from outbox_domain.reservation import Outcome
+from outbox_sandbox.webhooks import sign
+from outbox_store import webhooks_in
+from outbox_store.claim import Claimed, plant
+
+SECRET = "whsec_of_this_test"
+MARKER = "m" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """A connection that takes webhooks, and what its provider does."""
+
+    scene: Scene
+    worker: StandIn
+    client: httpx2.AsyncClient
+    connection_id: UUID
+
+    async def send(
+        self, event: Any, *, secret: str = SECRET, seconds_ago: float = 0.0, signature: str | None = None, **options: Any
+    ) -> httpx2.Response:
+        """Send an event, signed."""
+        body = event if isinstance(event, bytes) else json.dumps(event).encode()
+        signed = sign(secret, body, time.time() - seconds_ago) if signature is None else signature
+        path = f"/v1/webhooks/{options.pop('connection_id', self.connection_id)}"
+        headers: dict[str, Any] = {
+            "Content-Type": "application/json",
+            **({"Stripe-Signature": signed.encode("latin-1")} if signed else {}),
+        }
+        return await self.client.post(path, content=body, headers=headers)
+
+    async def verdict(self, event: Any) -> str:
+        """What came of an event."""
+        response = await self.send(event)
+        assert response.status_code == 200, response.text
+        assert response.json()["received"] is True
+        return str(response.json()["verdict"])
+
+    async def executing(self, agent: httpx2.AsyncClient, payment_intent: str = "pi_1") -> Claimed:
+        """An attempt with its marker planted, sent and not answered yet."""
+        attempt = await self.worker.claim(await reserved(agent, payment_intent))
+        await plant(self.worker.connection, attempt.organization_id, attempt.attempt_id, MARKER)
+        return attempt
+
+    async def doubtful(self, agent: httpx2.AsyncClient) -> Claimed:
+        """The same, and its answer is lost."""
+        attempt = await self.executing(agent)
+        await self.worker.settle(attempt, Outcome.UNKNOWN, recover_seconds=60.0, settle_seconds=0.0, provider_status=None)
+        return attempt
+
+
+def event(reference: str = "re_1", *, marker: Any = MARKER, id: Any = "evt_1") -> dict[str, Any]:
+    """A refund's event as Stripe sends it."""
+    effect = {"id": reference, "object": "refund", "amount": 1200, "currency": "eur", "status": "succeeded"}
+    metadata = {} if marker is None else {"outbox": marker}
+    return {"id": id, "object": "event", "type": "refund.created", "data": {"object": {**effect, "metadata": metadata}}}
+
+
+@pytest.fixture
+async def provider(api: RunningApi, scene: Scene) -> AsyncIterator[Provider]:
+    """A connection whose webhooks are taken; the invariants hold when the test is over."""
+    [row] = await scene.fetch("select id from connections where {own} and name = 'stripe'")
+    vault = await scene.vault()
+    async with scene.connection() as connection:
+        sealed = vault.seal_webhook_secret(row["id"], SECRET)
+        await webhooks_in.keep_secret(connection, scene.organization_id, row["id"], sealed)
+    async with stand_in(scene) as worker, api.client(None) as client:
+        yield Provider(scene=scene, worker=worker, client=client, connection_id=row["id"])
+    await assert_invariants(scene.database.superuser_url)
+
+
+async def test_an_event_before_the_answer(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """It settles what is still being executed; the answer that comes afterwards finds its own effect and contradicts nothing."""
+    attempt = await provider.executing(agent)
+    waiting = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "wait=20"}))
+    assert await provider.verdict(event(f"re_{attempt.reservation_id.hex}")) == "settled"
+    told = (await asyncio.wait_for(waiting, 10.0)).json()
+    receipt = told["receipt"]
+    assert (told["state"], receipt["confidence"]) == ("succeeded", "confirmed-by-webhook")
+    assert receipt["evidence"][0]["detail"] == {"event": "evt_1", "type": "refund.created"}
+    assert told["result"] == {"id": f"re_{attempt.reservation_id.hex}", "status": "succeeded", "amount": 1200, "currency": "eur"}
+    before = await standing(scene, attempt.reservation_id)
+    late = await provider.worker.settle(attempt)
+    assert late.verdict in ("already", "evidence")
+    after = await standing(scene, attempt.reservation_id)
+    assert (after["state"], after["contradictions"], after["external_reference"]) == (
+        "succeeded",
+        0,
+        before["external_reference"],
+    )
+
+
+async def test_an_event_ends_a_doubt_once(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """A doubt is settled by the event; the same event again, even many at once, changes nothing."""
+    attempt = await provider.doubtful(agent)
+    sent = await asyncio.gather(*(provider.verdict(event()) for _ in range(10)))
+    assert sorted(sent) == ["duplicate"] * 9 + ["settled"]
+    row = await standing(scene, attempt.reservation_id)
+    assert (row["state"], row["external_reference"], row["receipts"]) == ("succeeded", "re_1", 1)
+    assert await provider.verdict(event(id="evt_2")) == "known"
+    assert await standing(scene, attempt.reservation_id) == row
+    rows = await scene.fetch("select event_id, verdict from webhooks_in where {own} order by event_id")
+    assert [(row["event_id"], row["verdict"]) for row in rows] == [("evt_1", "settled"), ("evt_2", "known")]
+
+
+async def test_an_event_against_a_closed_reservation(
+    provider: Provider, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene
+) -> None:
+    """Proof of an effect that was settled as absent is a contradiction: the row stays, its key is refused."""
+    attempt = await provider.doubtful(agent)
+    async with scene.connection() as connection:
+        await connection.execute("update reservations set absence_counts_at = now() where id = $1", attempt.reservation_id)
+    assert (await answer(admin, attempt.reservation_id, {**DID_NOT, "override": True})).json()["state"] == "failed"
+    assert await provider.verdict(event()) == "contradiction"
+    row = await standing(scene, attempt.reservation_id)
+    assert (row["state"], row["contradictions"]) == ("failed", 1)
+    assert await provider.verdict(event()) == "duplicate"
+    problem_of(await agent.post("/v1/tool-calls", json=refund()), 409, "contradiction")
+
+
+async def test_an_event_of_a_second_effect(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """After the receipt, an event that names another effect of the same marker is a contradiction and changes no receipt."""
+    attempt = await provider.doubtful(agent)
+    assert await provider.verdict(event("re_1")) == "settled"
+    assert await provider.verdict(event("re_2", id="evt_2")) == "contradiction"
+    row = await standing(scene, attempt.reservation_id)
+    assert (row["state"], row["external_reference"], row["contradictions"]) == ("succeeded", "re_1", 1)
+
+
+async def test_a_key_that_was_free_again(
+    provider: Provider, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene
+) -> None:
+    """Where a failed and a doubtful reservation planted the same marker, the event ends the doubt."""
+    first = await provider.doubtful(agent)
+    async with scene.connection() as connection:
+        await connection.execute("update reservations set absence_counts_at = now() where id = $1", first.reservation_id)
+    await answer(admin, first.reservation_id, {**DID_NOT, "override": True})
+    second = await provider.doubtful(agent)
+    assert await provider.verdict(event()) == "settled"
+    assert (await standing(scene, second.reservation_id))["state"] == "succeeded"
+    assert (await standing(scene, first.reservation_id))["contradictions"] == 0
+
+
+async def test_what_is_not_signed(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """Forged, unsigned, signed for another body, too old or of the future: 400, and nothing is changed or remembered."""
+    attempt = await provider.doubtful(agent)
+    before = await standing(scene, attempt.reservation_id)
+    body = json.dumps(event()).encode()
+    good = sign(SECRET, body, time.time())
+    stamp = good.split(",")[0]
+    refused = [
+        await provider.send(event(), secret="whsec_of_somebody_else"),
+        await provider.send(event(), signature=""),
+        await provider.send(event(), signature="t=1"),
+        await provider.send(event(), signature=good.replace("v1=", "v0=")),
+        await provider.send(event(), signature=f"{stamp},v1=é"),
+        await provider.send(event(), signature=f"{good},t=1"),
+        await provider.send(event("re_2"), signature=good),
+        await provider.send(event(), seconds_ago=301),
+        await provider.send(event(), seconds_ago=-302),
+        await provider.send(event(), signature=f"t=99999999999999999999,v1={'0' * 64}"),
+    ]
+    for response in refused:
+        problem = problem_of(response, 400, "invalid-signature")
+        assert "whsec" not in response.text
+        assert problem["retry"]["action"] == "never"
+    assert await standing(scene, attempt.reservation_id) == before
+    assert await scene.count("webhooks_in") == 0
+    # While a secret is renewed there are two signatures, and one is right; four minutes on the way are allowed.
+    two = f"{stamp},v1={'0' * 64},{good.split(',')[1]}"
+    assert (await provider.send(body, signature=two)).json()["verdict"] == "settled"
+    assert (await provider.send(event(id="evt_2"), seconds_ago=240)).json()["verdict"] == "known"
+
+
+async def test_nothing_listens(provider: Provider, scene: Scene) -> None:
+    """An unknown connection, one without a secret and what is no id are not found, signed or not."""
+    [other] = await scene.fetch("select id from connections where {own} and name = 'sendgrid'")
+    for id in (uuid4(), other["id"], "stripe", "%00"):
+        problem_of(await provider.send(event(), connection_id=id), 404, "not-found")
+
+
+async def test_events_of_others(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What carries no marker, none of ours, or one that names no effect, is taken and changes nothing."""
+    attempt = await provider.doubtful(agent)
+    before = await standing(scene, attempt.reservation_id)
+    assert await provider.verdict(event(marker=None)) == "unmarked"
+    assert await provider.verdict(event(marker=7)) == "unmarked"
+    assert await provider.verdict(event(marker="' or true --")) == "unmarked"
+    assert await provider.verdict({"id": "evt_1", "data": None}) == "unmarked"
+    assert await provider.verdict(event(marker="n" * 64)) == "unmatched"
+    assert await provider.verdict(event("re 1\n")) == "unusable"
+    for document in (b"", b"[]", b"{", b'{"id": 7}', b'{"id": "evt\\u0000"}', b"\xff"):
+        problem_of(await provider.send(document), 422, "invalid-request")
+    problem_of(await provider.send(b'"' + b"x" * (1 << 20) + b'"'), 413, "too-large")
+    assert await standing(scene, attempt.reservation_id) == before
+    assert await scene.count("webhooks_in") == 0
+
+
+async def test_another_connection_of_the_same_marker(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """An event sent to one connection says nothing of what another one planted."""
+    attempt = await provider.doubtful(agent)
+    [other] = await scene.fetch("select id from connections where {own} and name = 'sendgrid'")
+    vault = await scene.vault()
+    async with scene.connection() as connection:
+        await connection.execute("update connections set provider = 'stripe', is_default = false where id = $1", other["id"])
+        sealed = vault.seal_webhook_secret(other["id"], SECRET)
+        await webhooks_in.keep_secret(connection, scene.organization_id, other["id"], sealed)
+    response = await provider.send(event(), connection_id=other["id"])
+    assert response.json()["verdict"] == "unmatched"
+    assert (await standing(scene, attempt.reservation_id))["state"] == "in_doubt"

@@ -1,0 +1,83 @@
+"""What is tried next in a doubt, and when: the contract's list with its bounds."""
+
+from typing import Any
+
+import pytest
+
+from outbox_domain.contract import ToolContract
+from outbox_domain.recovery import (
+    Doubt,
+    back_off_seconds,
+    between_absences_seconds,
+    look_again_seconds,
+    next_way,
+    recover_in_seconds,
+)
+from outbox_providers.catalog import shipped
+
+CONTRACTS = {contract.tool: contract for contract in shipped()}
+REFUND, TICKET, MAIL, ECHO = "stripe.refund.create", "sandbox.ticket.create", "sendgrid.mail.send", "sandbox.echo"
+
+
+def doubt(**changes: Any) -> Doubt:
+    """A doubt after a first attempt that had no answer."""
+    given: dict[str, Any] = {"resends": 0, "stored_failure": False, "late_write": False, "unreachable": True}
+    return Doubt(**{**given, **changes})
+
+
+def way(contract: ToolContract, found: Doubt) -> str | None:
+    """The name of the way that is next."""
+    following = next_way(contract, found)
+    return None if following is None else following[1].way
+
+
+@pytest.mark.parametrize(
+    ("tool", "changes", "expected"),
+    [
+        (REFUND, {}, "resend"),
+        (REFUND, {"resends": 4}, "resend"),
+        (REFUND, {"resends": 5}, "lookup"),
+        (REFUND, {"stored_failure": True}, "lookup"),
+        (REFUND, {"late_write": True}, "lookup"),
+        (REFUND, {"step": 1}, "lookup"),
+        (REFUND, {"step": 2}, None),
+        (TICKET, {}, "lookup"),
+        (TICKET, {"late_write": True}, "lookup"),
+        (TICKET, {"step": 1}, None),
+        (MAIL, {}, None),
+        (ECHO, {}, "resend"),
+        (ECHO, {"resends": 5, "unreachable": False}, None),
+        (ECHO, {"resends": 5}, "resend"),
+        (ECHO, {"resends": 50}, "resend"),
+        (ECHO, {"resends": 5, "step": 1}, None),
+        (ECHO, {"stored_failure": True}, None),
+        (ECHO, {"late_write": True}, None),
+    ],
+)
+def test_the_next_way(tool: str, changes: dict[str, Any], expected: str | None) -> None:
+    """Ways are taken in order, within their bounds; the bound of resends is not the end while nobody was there to answer."""
+    assert way(CONTRACTS[tool], doubt(**changes)) == expected
+    assert (recover_in_seconds(CONTRACTS[tool], doubt(**changes)) is None) == (expected is None)
+
+
+def test_the_first_step_is_soon() -> None:
+    """Half a second after the first unknown, whatever the way; later resends back off to a minute."""
+    assert recover_in_seconds(CONTRACTS[TICKET], doubt()) == 0.5
+    assert recover_in_seconds(CONTRACTS[REFUND], doubt()) == 0.5
+    assert recover_in_seconds(CONTRACTS[ECHO], doubt(resends=40)) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("looked", "counts_in", "expected"),
+    [(1, 100.0, 1.0), (4, 100.0, 8.0), (6, 3.0, 3.05), (1, -5.0, 1.0), (30, None, 60.0), (9, 0.01, 0.06)],
+)
+def test_look_ups_back_off_and_meet_the_time(looked: int, counts_in: float | None, expected: float) -> None:
+    """The pause doubles to a minute, but a look-up is due as soon as an absence counts."""
+    assert look_again_seconds(looked=looked, counts_in_seconds=counts_in) == pytest.approx(expected)
+    assert look_again_seconds(looked=looked, counts_in_seconds=counts_in) <= back_off_seconds(looked)
+
+
+def test_two_absences_are_apart() -> None:
+    """A tenth of the settle time lies between them, at least a second, at most ten."""
+    found = [between_absences_seconds(rule) for tool in (TICKET, REFUND) if (rule := CONTRACTS[tool].lookup) is not None]
+    assert found == [1.0, 10.0]
