@@ -80,7 +80,8 @@ async def test_an_edited_file_is_refused(empty_database: Database, folder: Path)
 
 
 @pytest.mark.parametrize(
-    "name", [f"{AFTER_NEXT}_gap.sql", "0001_again.sql", f"{NEXT}-dash.sql", f"{int(NEXT)}_short.sql", f"{NEXT}_Upper.sql", "grants2.sql"]
+    "name",
+    [f"{AFTER_NEXT}_gap.sql", "0001_again.sql", f"{NEXT}-dash.sql", f"{int(NEXT)}_short.sql", f"{NEXT}_Upper.sql", "grants2.sql"],
 )
 async def test_files_are_numbered_without_gap_and_named_alike(empty_database: Database, folder: Path, name: str) -> None:
     """A missing number, a number twice and a file that would be passed over because of its name are refused before anything runs."""
