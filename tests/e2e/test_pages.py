@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from tests.rules.house import ROOT
@@ -20,6 +21,7 @@ from tests.support import wheels
 from tests.support.outbox_up import SandboxControl
 from tests.support.outbox_up import request as ask
 from tests.support.pages import READ, RUN, Block, blocks, documented
+from tests.support.postgres import with_database
 from tests.support.processes import start_command
 
 pytestmark = pytest.mark.timeout(900)
@@ -115,6 +117,13 @@ def doubts(reader: Reader) -> dict[str, str]:
     return {"RESERVATION": ids[0]}
 
 
+def callers_database(reader: Reader) -> dict[str, str]:
+    """A database of the caller's own, DATABASE_URL."""
+    with psycopg.connect(reader.ready["postgres_url"], autocommit=True) as connection:
+        connection.execute("create database callers")
+    return {"DATABASE_URL": with_database(reader.ready["postgres_url"], "callers")}
+
+
 def one_refund(reader: Reader) -> None:
     """README: the first call is done, the others are told of the same receipt, the provider has one refund."""
     [effect] = reader.effects("/v1/refunds")
@@ -127,7 +136,10 @@ def one_refund(reader: Reader) -> None:
 OPERATORS_PAGES = frozenset({"docs/doubts.md"})
 """Pages whose reader works the installation: OUTBOX_KEY is an administrator's."""
 
-SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {"docs/doubts.md": doubts}
+SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {
+    "docs/doubts.md": doubts,
+    "docs/sdk.md": callers_database,
+}
 """What must have happened before a page can be followed, and what variables it speaks of."""
 
 SEEN: Mapping[str, Callable[[Reader], None]] = {"README.md": one_refund}
