@@ -191,8 +191,8 @@ async def test_what_is_refused_is_kept_for_a_person(up: OutboxUp, dsn: str, rela
     assert await relay.step() == 0
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        options = {"capture_output": True, "text": True, "timeout": 60, "env": {**os.environ, "COLUMNS": "200"}}
-        return subprocess.run([OUTBOX, "enqueue", *arguments, "--dsn", dsn], **options)
+        env = {**os.environ, "COLUMNS": "200"}
+        return subprocess.run([OUTBOX, "enqueue", *arguments, "--dsn", dsn], env=env, capture_output=True, text=True, timeout=60)
 
     listed = json.loads(command("list", "--json").stdout)
     assert (listed["id"], listed["code"]) == (id, "provider-refused")
