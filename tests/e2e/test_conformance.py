@@ -39,7 +39,7 @@ def run(up: OutboxUp, shell: str, *options: str) -> subprocess.CompletedProcess[
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OUTBOX_URL": ready["url"],
         "OUTBOX_KEY": ready["agent_key"],
-        "OUTBOX_SANDBOX": ready["sandbox_url"],
+        "SANDBOX_URL": ready["sandbox_url"],
     }
     command = " ".join([shell.strip(), *options])
     return subprocess.run(
