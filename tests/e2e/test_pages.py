@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from tests.rules.house import ROOT
@@ -21,6 +22,7 @@ from tests.support import wheels
 from tests.support.outbox_up import SandboxControl
 from tests.support.outbox_up import request as ask
 from tests.support.pages import READ, RUN, Block, blocks, documented
+from tests.support.postgres import with_database
 from tests.support.processes import start_command
 
 pytestmark = pytest.mark.timeout(900)
@@ -117,6 +119,13 @@ def doubts(reader: Reader) -> dict[str, str]:
     return {"RESERVATION": ids[0]}
 
 
+def callers_database(reader: Reader) -> dict[str, str]:
+    """A database of the caller's own, DATABASE_URL."""
+    with psycopg.connect(reader.ready["postgres_url"], autocommit=True) as connection:
+        connection.execute("create database callers")
+    return {"DATABASE_URL": with_database(reader.ready["postgres_url"], "callers")}
+
+
 def unanswered(reader: Reader) -> dict[str, str]:
     """A refund whose answer is awaited for longer than the page is read; RESERVATION is its name."""
     SandboxControl(reader.ready["sandbox_url"]).plan("/v1/refunds", "hang", delay_seconds=60)
@@ -147,6 +156,7 @@ OPERATORS_PAGES = frozenset({"docs/doubts.md"} | {f"{RUNBOOKS}/{page.name}" for 
 
 SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {
     "docs/doubts.md": doubts,
+    "docs/sdk.md": callers_database,
     f"{RUNBOOKS}/doubt.md": doubts,
     f"{RUNBOOKS}/stuck-executing.md": unanswered,
     f"{RUNBOOKS}/redis-lost.md": redis_killed,
