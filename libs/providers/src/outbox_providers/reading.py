@@ -98,6 +98,7 @@ def read(contract: ToolContract, answer: WireAnswer) -> Reading:
         currency_reported=currency,
         failure=None if succeeded else _failure(answer, body),
         stored_failure=_is_stored_failure(contract, answer),
+        conflict=row is not None and row.conflict and outcome is Outcome.UNKNOWN,
     )
 
 
@@ -174,7 +175,7 @@ def _matching_row(rows: tuple[OutcomeRule, ...], answer: WireAnswer, body: Any) 
         try:
             if row.has is not None and _found(row.has, answer, body) is None:
                 continue
-            if row.match is not None and not _is_truthy(_found(row.match, answer, body)):
+            if row.match is not None and not is_truthy(_found(row.match, answer, body)):
                 continue
         except (jmespath.exceptions.JMESPathError, RecursionError):
             return None
@@ -182,7 +183,7 @@ def _matching_row(rows: tuple[OutcomeRule, ...], answer: WireAnswer, body: Any) 
     return None
 
 
-def _is_truthy(value: Any) -> bool:
+def is_truthy(value: Any) -> bool:
     """Truth as JMESPath has it: null, false and what is empty are false; zero is true."""
     return not (value is None or value is False or (isinstance(value, str | list | dict) and not value))
 
