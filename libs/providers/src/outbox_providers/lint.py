@@ -169,7 +169,7 @@ def _strategy(contract: ToolContract) -> Iterator[str]:
     match resend.strategy:
         case "conflict":
             if not any(row.conflict for row in contract.outcomes):
-                yield "under the strategy conflict a row of the outcomes says by which answer a conflict is recognised (`conflict`)"
+                yield "under the strategy conflict a row of the outcomes says by which answer it is recognised (`conflict`)"
             if lookup is None or not lookup.same:
                 yield "under the strategy conflict a lookup reads back what is there and compares it (`same`)"
             elif "{provider_key}" not in lookup.url + lookup.match + json.dumps(lookup.body):
@@ -221,7 +221,7 @@ def _cancel_first(contract: ToolContract) -> Iterator[str]:
     if not lookup.covers_later:
         yield "a cancellation that does not also stop a request arriving after it (`covers_later: true`) proves nothing: class C"
     if lookup.delay is None or lookup.margin is None or lookup.margin < MARGIN_LEAST:
-        yield "cancel-first says how long after the request the effect comes (`delay`) and how long before that it stops (`margin`)"
+        yield "cancel-first says how long after the request the effect comes (`delay`) and how long before it stops (`margin`)"
     elif lookup.cancel_within <= contract.request.deadline:
         yield "between the request's deadline and the time to stop cancelling nothing is left"
     if lookup.delay is not None and lookup.settle <= lookup.delay:

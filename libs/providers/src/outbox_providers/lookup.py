@@ -2,7 +2,8 @@
 
 Only a complete list without a match is an absence. Whatever else has no match says nothing: an error, a body that is no JSON, a
 list that the expression does not find, a page that is not the last. What stands under an identity that we chose is the effect
-only where it is what was asked for. A cancellation that was confirmed shows that nothing will come of its attempt. Source: design section 4 (rules of doubt), `providers.md` 1.
+only where it is what was asked for. A cancellation that was confirmed shows that nothing will come of its attempt.
+Source: design section 4 (rules of doubt), `providers.md` 1.
 """
 
 import re
@@ -30,9 +31,9 @@ class Finding:
     """What a look-up says.
 
     Attributes:
-        says: `found`; `absent` (a complete list shows no match); `cancelled` (the attempt was called off); `several` effects carry
-            the marker; `different` (what stands there is not what was asked for); `unusable` (the provider answered, but not to
-            the question); `unanswered` (it is in trouble or busy: ask again).
+        says: `found`; `absent` (a complete list shows no match); `cancelled` (the attempt was called off); `several` effects
+            carry the marker; `different` (what stands there is not what was asked for); `unusable` (the provider answered, but
+            not to the question); `unanswered` (it is in trouble or busy: ask again).
         effect: the receipt's facts, for `found` alone.
         references: the provider's names of the effects, for `several` and `different` alone.
         fields: which fields differ, as the contract names them, for `different` alone.

@@ -106,8 +106,10 @@ class Service(Protocol):
     """Idempotency keys of different services are apart."""
     keeps_keys: bool
     """Whether an `Idempotency-Key` on a POST means anything here."""
-    key_life_seconds: float | None
-    """How long an answer is kept for its key; as long as the server says where it is None."""
+
+    @property
+    def key_life_seconds(self) -> float | None:
+        """How long an answer is kept for its key; as long as the server says where it is None."""
 
     def authenticate(self, received: Received) -> None:
         """Raise `Refused` (401) for a caller without a usable credential."""

@@ -155,7 +155,12 @@ class Sandbox:
         except (ConnectionError, asyncio.IncompleteReadError, web.RequestPayloadError):
             complete = False
         received = Received(
-            method=request.method, path=request.path, query=request.rel_url.raw_query_string, headers=request.headers, body=body, at=arrived
+            method=request.method,
+            path=request.path,
+            query=request.rel_url.raw_query_string,
+            headers=request.headers,
+            body=body,
+            at=arrived,
         )
         request_id = f"req_{secrets.token_hex(10)}"
         self.records.open_request(
@@ -208,9 +213,7 @@ class Sandbox:
             message = "There is currently another in-progress request using this idempotency key; try again later."
             raise Refused(service.failure(409, "idempotency_key_in_use", message))
         life_seconds = self._key_life_seconds if service.key_life_seconds is None else service.key_life_seconds
-        stored = self.records.stored_answer(
-            service=service.name, idempotency_key=key, created_from=self._clock() - life_seconds
-        )
+        stored = self.records.stored_answer(service=service.name, idempotency_key=key, created_from=self._clock() - life_seconds)
         if stored is not None and stored.fingerprint != fingerprint:
             message = "Keys for idempotent requests can only be used with the same parameters and path they were first used with."
             raise Refused(service.failure(400, "idempotency_mismatch", message))

@@ -5,7 +5,7 @@
 | label | sets the same value once more; whoever arrives last wins |
 | record | is refused with 409: the caller chose the identity, and it is taken for ever |
 | message | is answered as the first one was, but only for `MESSAGE_KEY_SECONDS` after it |
-| mail | goes out `send_in_seconds` after it was accepted, unless its batch is cancelled before; a cancelled batch takes nothing more |
+| mail | goes out `send_in_seconds` after it was accepted, unless its batch is cancelled before; that takes nothing more then |
 """
 
 from __future__ import annotations

@@ -125,7 +125,9 @@ async def begin(
     Returns:
         The look-up, or None where the doubt has moved on, another worker asks, or it is too late to call anything off.
     """
-    record = await connection.fetchrow(BEGIN, organization_id, reservation_id, attempt_id, step, away_seconds, cancel_within_seconds)
+    record = await connection.fetchrow(
+        BEGIN, organization_id, reservation_id, attempt_id, step, away_seconds, cancel_within_seconds
+    )
     return None if record is None else Lookup(**dict(record))
 
 

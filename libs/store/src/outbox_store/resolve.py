@@ -69,7 +69,9 @@ class Resolution:
     def confidence(self) -> Confidence:
         """What a receipt of it is worth."""
         by_lookup = Confidence.BY_LOOKUP
-        return {"lookup": by_lookup, "cancellation": by_lookup, "webhook": Confidence.BY_WEBHOOK, "person": Confidence.ASSERTED}[self.by]
+        return {"lookup": by_lookup, "cancellation": by_lookup, "webhook": Confidence.BY_WEBHOOK, "person": Confidence.ASSERTED}[
+            self.by
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -139,6 +139,12 @@ delete from sealed_results where (organization_id, reservation_id, kind) in (
 """
 
 
+FORGET_QUIET = """
+delete from open_objects where (organization_id, connection_id, object_key) in (
+  select organization_id, connection_id, object_key from open_objects where quiet_at <= now() limit $1 for update skip locked)
+"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lapse:
     """An open attempt whose lease is over.
@@ -219,3 +225,12 @@ async def erase_expired(connection: Connection, *, limit: int) -> int:
         How many were erased; `limit` means there may be more.
     """
     return int((await connection.execute(ERASE, limit)).split()[-1])
+
+
+async def forget_quiet_objects(connection: Connection, *, limit: int) -> None:
+    """Forget objects of closed operations whose requests cannot arrive any more; the next operation would take them over anyway.
+
+    Args:
+        limit: at most so many.
+    """
+    await connection.execute(FORGET_QUIET, limit)

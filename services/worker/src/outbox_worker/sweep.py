@@ -17,10 +17,11 @@ import structlog
 
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import NOT_NOW, acquire
-from outbox_store.breakers import trials
+from outbox_store.breakers import count_open, trials
 from outbox_store.claim import Claim
 from outbox_store.connection import Connection
-from outbox_store.sweep import Due, due, erase_expired, postpone_all
+from outbox_store.doubts import measure
+from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, recover
 from outbox_worker.worker import Worker
@@ -42,6 +43,9 @@ RECOVERIES_PER_LOOK = 10
 
 TRIAL_SECONDS = 60.0
 """How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
+
+MEASURE_EVERY_SECONDS = 5.0
+ATTENTIONS = ("page", "queue", "none")
 
 ERASE_EVERY_SECONDS = 60.0
 ERASE_BATCH = 1000
@@ -89,11 +93,14 @@ class Sweep:
         Args:
             stop: set when the process is asked to end; from then on nothing is claimed.
         """
-        erase_at = 0.0
+        erase_at = measure_at = 0.0
         loop = asyncio.get_running_loop()
         while not stop.is_set():
             try:
                 await self._look()
+                if loop.time() >= measure_at:
+                    measure_at = loop.time() + MEASURE_EVERY_SECONDS
+                    await self._measure()
                 if loop.time() >= erase_at:
                     erase_at = loop.time() + ERASE_EVERY_SECONDS
                     await self._erase()
@@ -213,8 +220,20 @@ class Sweep:
                 async with asyncio.timeout(self._worker.settings.send_by_seconds):
                     await asyncio.gather(*pending, return_exceptions=True)
 
+    async def _measure(self) -> None:
+        """What alerts are made of: it is in Postgres, so that a restart of a worker does not hide it."""
+        metrics = self._worker.metrics
+        async with acquire(self._worker.pool) as connection:
+            found = await measure(connection)
+            metrics.breakers_open.set(await count_open(connection))
+        for attention in ATTENTIONS:
+            episodes, waiting = found.get(attention, (0, 0))
+            metrics.doubt_episodes.labels(attention=attention).set(episodes)
+            metrics.doubts_waiting.labels(attention=attention).set(waiting)
+
     async def _erase(self) -> None:
         async with acquire(self._worker.pool) as connection:
             erased = await erase_expired(connection, limit=ERASE_BATCH)
+            await forget_quiet_objects(connection, limit=ERASE_BATCH)
         if erased:
             log.info("expired-texts-erased", count=erased)
