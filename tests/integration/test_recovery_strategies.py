@@ -6,7 +6,6 @@ What counts as an effect is the provider's own account: settings that stand, rec
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +14,10 @@ from tests.support.api import until
 from tests.support.invariants import assert_invariants
 from tests.support.outbox_up import LABEL, MESSAGE, PATHS, RECORD, SCHEDULED, request
 from tests.support.postgres import PostgresServer
-from tests.support.recovery_ground import QUICK, SENT_AFTER, Ground, Servers, make_ground, serving
+from tests.support.recovery_ground import SENT_AFTER, Ground, Servers, make_ground, serving
 
 from outbox_domain.contract import PersonRule, ResendRule
 from outbox_domain.identity import Scope, marker, provider_key
-from outbox_providers.lint import lint
-from outbox_store import tool_contracts
 from outbox_store.reserve import Barred, NewReservation, Won
 
 LATE_SECONDS = 6.0
@@ -51,12 +48,6 @@ async def listed(ground: Ground, path: str) -> list[dict[str, Any]]:
     answer = await asyncio.to_thread(request, ground.sandbox.url, "GET", path, headers=BEARER, seconds=10)
     found: list[dict[str, Any]] = json.loads(answer.body)["data"]
     return found
-
-
-async def received(ground: Ground, path: str, token: str) -> list[dict[str, Any]]:
-    """The writes at a path whose marker or key is `token`, in order."""
-    found = await asyncio.to_thread(lambda: ground.sandbox.requests(path=path, method="POST"))
-    return [one for one in found if token in (one["marker"], one["idempotency_key"])]
 
 
 def token_of(row: NewReservation) -> str:
@@ -117,7 +108,7 @@ async def set_twice(ground: Ground, *, guarded: bool) -> tuple[str | None, NewRe
     await ground.until_state(one, "succeeded")
     name = f"name-{token_of(one)}"
     assert await label(ground, name) == token_of(one)
-    two, verdict = await ground.try_to_reserve(LABEL, name=name)
+    _, verdict = await ground.try_to_reserve(LABEL, name=name)
     assert isinstance(verdict, Barred)
     assert verdict.by == "object"
     assert verdict.after_seconds is not None
@@ -131,10 +122,12 @@ async def set_twice(ground: Ground, *, guarded: bool) -> tuple[str | None, NewRe
     two = await until_there(free)
     await ground.until_state(two, "succeeded")
 
-    async def arrived() -> bool:
-        return len([one for one in await ground.effects(one_of) if one["request_id"]]) == 2
+    older = token_of(one)
 
-    one_of = one
+    async def arrived() -> bool:
+        settings = await asyncio.to_thread(ground.sandbox.effects, PATHS[LABEL])
+        return len([each for each in settings if each["fields"]["value"] == older]) == 2
+
     await until_there(arrived)
     return await label(ground, name), one, two
 
@@ -167,12 +160,14 @@ async def test_conflict_is_read_back(ground: Ground, fault: str) -> None:
 
 async def test_conflict_with_a_request_that_arrives_late(ground: Ground) -> None:
     """The resend creates the record; the first request arrives afterwards and is refused: one record, confirmed by the answer."""
+    before = len(await posts(ground, RECORD))
     row = await ground.faulty(RECORD, "slow-commit", delay_seconds=LATE_SECONDS)
     found = await ground.until_state(row, "succeeded")
     assert (found["outcomes"], found["confidence"]) == (["unknown", "succeeded"], "confirmed")
 
     async def refused() -> bool:
-        return any(one["status"] == 409 and one["fault"] == "slow-commit" for one in await posts(ground, RECORD))
+        late, *_ = (await posts(ground, RECORD))[before:]
+        return bool(late["status"] == 409)
 
     await until_there(refused)
     assert len(await ground.effects(row)) == 1
@@ -209,7 +204,6 @@ async def test_conflict_with_a_foreign_effect(ground: Ground, foreign: dict[str,
     assert (found["outcomes"], found["confidence"]) == (["unknown"], None)
     [entry] = found["evidence_entries"]
     assert (entry["reason"], entry["fields"]) == ("another effect under this identity", list(foreign))
-    assert len([one for one in await posts(ground, RECORD) if one["committed"]]) >= 1
     assert (await episodes(ground))[-1]["waiting"] == 1
 
 
@@ -223,14 +217,16 @@ async def test_conflict_on_a_first_attempt(ground: Ground) -> None:
     assert len(await ground.effects(row)) == 1
 
 
-async def test_conflict_of_which_nothing_is_found(servers: Servers) -> None:
+async def test_conflict_of_which_nothing_is_found(ground: Ground) -> None:
     """The provider says that the identity is taken and shows nothing: that is no absence; nothing is sent, a person is asked."""
-    ground = await make_ground(servers, match="data[?id=='{provider_key}x']")
+    contract = ground.contracts[RECORD]
+    resend, lookup = contract.recovery
+    blind = lookup.model_copy(update={"match": "data[?id=='{provider_key}x']"})
+    await ground.install(contract.model_copy(update={"recovery": (resend, blind)}))
     row = await ground.faulty(RECORD, "commit-then-drop")
     found = await ground.until_a_person(row)
     assert (found["outcomes"], found["absent"], found["absences"]) == (["unknown", "unknown"], [False, False], 0)
     assert len(await ground.effects(row)) == 1
-    await assert_invariants(servers.database.superuser_url)
 
 
 # Window: recognised for a short time only.
@@ -278,17 +274,8 @@ async def test_window_without_a_look_up(ground: Ground) -> None:
     contract = ground.contracts[MESSAGE]
     resend = contract.resend
     assert isinstance(resend, ResendRule)
-    bare = contract.model_copy(
-        update={
-            "version": QUICK + 1,
-            "recovery": (resend, PersonRule()),
-            "request": contract.request.model_copy(update={"marker": None}),
-        }
-    )
-    assert lint(bare) == []
-    async with ground.scene.connection() as connection:
-        await tool_contracts.install(connection, ground.scene.organization_id, [(bare.tool, bare.version, bare.document())])
-    ground.contracts[MESSAGE] = bare
+    request = contract.request.model_copy(update={"marker": None})
+    await ground.install(contract.model_copy(update={"recovery": (resend, PersonRule()), "request": request}))
     row = await ground.faulty(MESSAGE, "commit-then-drop")
     ground.sandbox.plan(PATHS[MESSAGE], "drop-before-commit", times=50)
     found = await ground.until_a_person(row)
@@ -367,7 +354,7 @@ async def episodes(ground: Ground) -> list[dict[str, Any]]:
 
 
 async def test_one_episode_for_many_doubts(ground: Ground) -> None:
-    """Three mails of class C whose answers were lost are one episode; it ends when the last of them has an end."""
+    """Three mails of class C whose answers were lost are one episode, with one entry in the ledger."""
     rows = [await ground.faulty("sendgrid.mail.send", "commit-then-drop") for _ in range(3)]
     for row in rows:
         await ground.until_a_person(row)
@@ -375,8 +362,3 @@ async def test_one_episode_for_many_doubts(ground: Ground) -> None:
     assert (episode["waiting"], episode["doubts"], episode["attention"], episode["closed_at"]) == (3, 3, "queue", None)
     entries = await ground.scene.fetch("select kind, detail from ledger_entries where {own} and kind like 'episode-%'")
     assert [UUID(one["detail"]["episode_id"]) for one in entries] == [episode["id"]]
-    assert (
-        timedelta(0)
-        <= max(row["changed_at"] for row in await ground.scene.fetch("select changed_at from reservations where {own}"))
-        - episode["opened_at"]
-    )

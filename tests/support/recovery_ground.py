@@ -182,7 +182,7 @@ class Ground:
             tool=tool,
             guarantee_class=contract.guarantee_class,
             connection_id=found[0]["id"],
-            contract_version=QUICK,
+            contract_version=contract.version,
             object_key=_object_key(contract, {**inputs[tool], **input}),
             quiet_seconds=settle_seconds(contract),
             attention=contract.attention,
@@ -194,6 +194,15 @@ class Ground:
         async with self.scene.connection(self.scene.database.api_url) as connection:
             [verdict] = await reserve(connection, [row])
         return row, verdict
+
+    async def install(self, contract: ToolContract) -> None:
+        """Put a changed contract in force for this organization, as a further version of its tool."""
+        contract = contract.model_copy(update={"version": self.contracts[contract.tool].version + 1})
+        assert lint(contract) == []
+        async with self.scene.connection() as connection:
+            rows = [(contract.tool, contract.version, contract.document())]
+            await tool_contracts.install(connection, self.scene.organization_id, rows)
+        self.contracts[contract.tool] = contract
 
     async def faulty(
         self, tool: str, fault: str, *, times: int = 1, delay_seconds: float = 1.0, **input: object
