@@ -4,15 +4,18 @@ What counts as an effect is the provider's own account: settings that stand, rec
 """
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from tests.support.api import until
 from tests.support.invariants import assert_invariants
-from tests.support.outbox_up import LABEL, MESSAGE, PATHS, RECORD, SCHEDULED, request
+from tests.support.ledger import claimed
+from tests.support.outbox_up import LABEL, MESSAGE, PATHS, RECORD, SCHEDULED, TICKET, request
 from tests.support.postgres import PostgresServer
 from tests.support.recovery_ground import SENT_AFTER, Ground, Servers, make_ground, serving
 
@@ -343,6 +346,57 @@ async def test_cancel_first_that_comes_too_late(ground: Ground) -> None:
     by = await markers(ground, row)
     assert await until_sent(ground, row) == [(by[1], "sent")]
     assert (await ground.read(row))["state"] == "in_doubt"
+
+
+# Bounds: pace and total time.
+
+
+async def test_recovery_keeps_the_pace_of_the_contract(ground: Ground) -> None:
+    """Doubts of one connection are taken up one after the other, as far apart as the contract says; all of them end."""
+    contract = ground.contracts[TICKET]
+    assert contract.lookup is not None
+    paced = contract.lookup.model_copy(update={"pace": timedelta(seconds=1)})
+    await ground.install(contract.model_copy(update={"recovery": (paced,)}))
+    with ground.servers.frozen():
+        rows = [await ground.reserve(TICKET) for _ in range(3)]
+        async with ground.scene.connection() as connection:
+            for row in rows:
+                await claimed(connection, row, lease_seconds=0.05)
+    for row in rows:
+        await ground.until_state(row, "succeeded", deadline_seconds=60.0)
+    ours = {(await markers(ground, row))[None] for row in rows}
+    asked = [one["received"] for one in await ground.lookups(TICKET) if one["marker"] in ours]
+    assert len(asked) >= 6, "each was absent twice"
+    apart = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert min(apart) > 0.6, apart
+
+
+async def test_the_total_time_of_resends(ground: Ground) -> None:
+    """Once it is over the next way is due, though neither the window nor the number of resends is used up."""
+    contract = ground.contracts[MESSAGE]
+    resend, lookup = contract.recovery
+    hurried = resend.model_copy(update={"within": timedelta(hours=1), "total": timedelta(seconds=4), "times": 50})
+    await ground.install(contract.model_copy(update={"recovery": (hurried, lookup)}))
+    row = await ground.faulty(MESSAGE, "commit-then-drop")
+    ground.sandbox.plan(PATHS[MESSAGE], "drop-before-commit", times=50)
+    found = await ground.until_state(row, "succeeded")
+    assert found["confidence"] == "confirmed-by-lookup"
+    assert 1 <= found["resends"] < 6
+    assert len(await ground.effects(row)) == 1
+
+
+async def test_the_total_time_of_look_ups(ground: Ground) -> None:
+    """A provider that answers, but not the question, is asked for so long and no longer; then a person is, and is told why."""
+    contract = ground.contracts[TICKET]
+    assert contract.lookup is not None
+    bounded = contract.lookup.model_copy(update={"total": timedelta(seconds=4)})
+    await ground.install(contract.model_copy(update={"recovery": (bounded,)}))
+    ground.sandbox.plan(PATHS[TICKET], "reject-402", times=100, method="GET")
+    row = await ground.faulty(TICKET, "commit-then-drop")
+    found = await ground.until_a_person(row)
+    assert found["lookups"] < 20
+    [entry] = found["evidence_entries"]
+    assert entry["reason"] == "looked up for as long as the contract says: HTTP 402"
 
 
 # Episodes: people are asked once.

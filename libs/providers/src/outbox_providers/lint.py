@@ -31,6 +31,9 @@ _OUTSIDE_NAMES = frozenset({"reference", "run", "marker", "provider_key"})
 MARGIN_LEAST = timedelta(seconds=1)
 """What a contract must leave at least of a provider's window, and before a due time, for the pause of a process and the way."""
 
+PACE_MOST = timedelta(minutes=1)
+"""Between two doubts of a connection: a longer pause would leave hundreds of them for days."""
+
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _SUBSCHEMAS = (
@@ -156,6 +159,8 @@ def _recovery(contract: ToolContract) -> Iterator[str]:
     for rule in (resend, contract.lookup):
         if rule is not None and rule.total is not None and rule.total <= contract.request.deadline:
             yield f"the total time of a {rule.way} is longer than one request may take"
+        if rule is not None and rule.pace is not None and not timedelta(0) < rule.pace <= PACE_MOST:
+            yield f"the pace of a {rule.way} is between nothing and a minute"
 
 
 def _strategy(contract: ToolContract) -> Iterator[str]:

@@ -15,13 +15,14 @@ from uuid import UUID
 
 import structlog
 
+from outbox_domain.recovery import pace_seconds
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_store.breakers import count_open, trials
 from outbox_store.claim import Claim
-from outbox_store.connection import Connection
 from outbox_store.doubts import measure
 from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all
+from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, recover
 from outbox_worker.worker import Worker
@@ -40,6 +41,9 @@ SHARE_OF_ONE_CONNECTION = 0.75
 RECOVERIES_PER_SECOND = 10.0
 RECOVERIES_PER_LOOK = 10
 """Recovery of one connection is paced: so many doubts at once, the others one after the other."""
+
+PACE_MOST_SECONDS = 60.0
+"""The slowest pace that a contract may state (its linter says so): what was taken up longer ago holds nobody up."""
 
 TRIAL_SECONDS = 60.0
 """How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
@@ -63,6 +67,7 @@ class Sweep:
         self._kick = asyncio.Event()
         self._turned_away = False
         self._draining = False
+        self._taken_up: dict[tuple[UUID, UUID], float] = {}
 
     @property
     def free_slots(self) -> int:
@@ -119,7 +124,7 @@ class Sweep:
             for trial in await trials(connection, trial_seconds=TRIAL_SECONDS):
                 log.info("breaker-trial", connection_id=str(trial.connection_id), reservation_id=str(trial.reservation_id))
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
-            rows = await self._paced(connection, found)
+        rows = await self._paced(found)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
         for row in rows:
             if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
@@ -140,13 +145,27 @@ class Sweep:
                 self._connections[row.reservation_id] = row.connection_id
                 sends[row.connection_id] += 1
 
-    async def _paced(self, connection: Connection, rows: list[Due]) -> list[Due]:
+    async def _paced(self, rows: list[Due]) -> list[Due]:
         """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
         counts: Counter[tuple[UUID, UUID]] = Counter()
+        turns: dict[tuple[UUID, UUID], float] = {}
+        clock = asyncio.get_running_loop().time()
+        self._taken_up = {of: at for of, at in self._taken_up.items() if clock - at < PACE_MOST_SECONDS}
         now, later = [], []
         for row in rows:
+            if row.state is State.IN_DOUBT and row.reservation_id in self._running:
+                continue  # It is under way here; another time for it would take it out of its own hands.
             if row.state is State.IN_DOUBT and not row.trial:
                 of = (row.organization_id, row.connection_id)
+                if (pace := await self._pace_of(row)) is not None:
+                    turn = turns.get(of, max(clock, self._taken_up.get(of, clock - pace) + pace))
+                    turns[of] = turn + pace
+                    if turn > clock:
+                        later.append((row.organization_id, row.reservation_id, turn - clock))
+                        continue
+                    self._taken_up[of] = clock
+                    now.append(row)
+                    continue
                 counts[of] += 1
                 if counts[of] > RECOVERIES_PER_LOOK:
                     after = (counts[of] - RECOVERIES_PER_LOOK) / RECOVERIES_PER_SECOND
@@ -154,9 +173,18 @@ class Sweep:
                     continue
             now.append(row)
         if later:
-            await postpone_all(connection, later)
+            async with acquire(self._worker.pool) as connection:
+                await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
         return now
+
+    async def _pace_of(self, row: Due) -> float | None:
+        """Seconds between two doubts of a connection, where the contract of this one says so."""
+        try:
+            contract = await self._worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+        except ContractUnreadable:
+            return None
+        return pace_seconds(contract, row.recovery_step)
 
     async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
         worker = self._worker
