@@ -1,6 +1,7 @@
 """Calls that something open stands in the way of: told so with a problem of their own, kept nothing of, and free later."""
 
 from typing import Any
+from uuid import UUID
 
 import httpx2
 from tests.support.api import Scene, problem_of
@@ -9,7 +10,6 @@ from tests.support.ledger import World, claimed, settled
 from outbox_domain.reservation import Outcome
 from outbox_providers.catalog import shipped
 from outbox_store import tool_contracts
-from outbox_store.reserve import NewReservation
 
 LABEL, TICKET = "sandbox.label.set", "sandbox.ticket.create"
 NOW = {"Prefer": "respond-async"}
@@ -23,6 +23,21 @@ def label(value: str, reference: str, name: str = "colour") -> dict[str, Any]:
 def ticket(reference: str, run: str) -> dict[str, Any]:
     """A tool call that files a ticket in a run."""
     return {"tool": TICKET, "input": {"title": "t"}, "reference": reference, "run": run}
+
+
+async def come_to(scene: Scene, id: str, outcome: Outcome) -> None:
+    """A worker's one attempt at a reservation comes to this."""
+    [row] = await scene.fetch("select * from reservations where {own} and id = $1", UUID(id))
+    world = World(
+        organization_id=scene.organization_id,
+        project_id=scene.project_id,
+        environment_id=scene.environment_id,
+        connection_id=row["connection_id"],
+        actor_id=scene.agent_id,
+        run_id=row["run_id"],
+    )
+    async with scene.connection(scene.database.worker_url) as worker:
+        await settled(worker, await claimed(worker, world.row(id=row["id"])), outcome)
 
 
 async def test_an_object_that_is_busy(agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene) -> None:
@@ -47,12 +62,7 @@ async def test_a_refusal_is_not_kept_for_the_request_key(agent: httpx2.AsyncClie
     first = (await agent.post("/v1/tool-calls", json=label("red", "case-1"), headers=NOW)).json()["reservation_id"]
     headers = NOW | {"Idempotency-Key": "request-1"}
     problem_of(await agent.post("/v1/tool-calls", json=label("blue", "case-2"), headers=headers), 409, "object-busy")
-    async with scene.connection() as connection:
-        await connection.execute(
-            "with closed as (update reservations set state = 'voided', live = false, void_reason = 'test', settled_at = now() where id = $1), "
-            "gone as (delete from sealed_inputs where reservation_id = $1) delete from open_reservations where reservation_id = $1",
-            first,
-        )
+    await come_to(scene, first, Outcome.SUCCEEDED)
     assert (await agent.post("/v1/tool-calls", json=label("blue", "case-2"), headers=headers)).status_code == 202
 
 
@@ -64,18 +74,7 @@ async def test_a_run_that_is_blocked(agent: httpx2.AsyncClient, scene: Scene) ->
         await tool_contracts.install(connection, scene.organization_id, [(TICKET, 2, document)])
 
     first = (await agent.post("/v1/tool-calls", json=ticket("case-1", "run-1"), headers=NOW)).json()["reservation_id"]
-    [row] = await scene.fetch("select * from reservations where {own}")
-    async with scene.connection(scene.database.worker_url) as worker:
-        doubt = World(
-            organization_id=scene.organization_id,
-            project_id=scene.project_id,
-            environment_id=scene.environment_id,
-            connection_id=row["connection_id"],
-            actor_id=scene.agent_id,
-            run_id=row["run_id"],
-        ).row(row["operation_key"])
-        doubt = NewReservation(**{**{name: getattr(doubt, name) for name in doubt.__dataclass_fields__}, "id": row["id"]})
-        await settled(worker, await claimed(worker, doubt), Outcome.UNKNOWN)
+    await come_to(scene, first, Outcome.UNKNOWN)
     problem = problem_of(await agent.post("/v1/tool-calls", json=ticket("case-2", "run-1"), headers=NOW), 409, "run-blocked")
     assert problem["open_reservation_id"] == first
     assert problem["message"].startswith("NOT SENT. An earlier effect of this run is in doubt")
