@@ -139,7 +139,7 @@ class Reservation:
             self.tries, self.resends = self.tries + 1, self.resends - 1
 
     def _try_again(self, settlement: Settlement) -> None:
-        self.state, self.tries = State.RESERVED, self.tries + 1
+        self.state, self.tries, self.resends = State.RESERVED, self.tries + 1, 0
         self.due = settlement.again_seconds == 0.0
 
     def _late(self, attempt: Attempt, settlement: Settlement) -> str:
