@@ -203,7 +203,7 @@ class Ledger:
             one.generation = max(other.generation + other.refusal_stored for other in self.of_key(one.key))
         if one.possible_send_at is None:
             one.possible_send_at = self.now
-        one.resends += one.state is State.IN_DOUBT
+        one.resends = one.resends + 1 if one.state is State.IN_DOUBT else 0
         one.begin_anew()
         until = self.now + wish.lease_seconds
         one.attempts.append(Attempt(id=wish.attempt_id, number=len(one.attempts) + 1, claimed_at=self.now, lease_until=until))
@@ -304,7 +304,7 @@ class Ledger:
             person = one.late_write or report.recover_seconds is None
             one.due_at = NEVER if person else self.now + (report.recover_seconds or 0.0)
             return
-        one.tries, one.resends = one.tries + 1, 0
+        one.tries += 1
         one.begin_anew()
         one.state, one.possible_send_at, one.absence_counts_at = State.RESERVED, None, None
         one.due_at = self.now if one.tries >= TRIES_MAX else min(self.now + report.again_seconds, one.not_after)
@@ -397,7 +397,7 @@ class Ledger:
             one.state, one.due_at = State.FAILED, NEVER
             return
         one.generation += one.stored_failure
-        one.tries, one.resends, one.stored_failure = one.tries + 1, 0, False
+        one.tries, one.stored_failure = one.tries + 1, False
         one.state, one.possible_send_at, one.absence_counts_at = State.RESERVED, None, None
         one.due_at = self.now + answer.again_seconds
 

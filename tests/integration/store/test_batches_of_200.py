@@ -81,7 +81,7 @@ class Reservation:
 
     def opened(self, attempt: Claimed) -> None:
         """An attempt was opened."""
-        self.resends += self.state is State.IN_DOUBT
+        self.resends = self.resends + 1 if self.state is State.IN_DOUBT else 0
         self.state, self.open, self.newest = State.EXECUTING, attempt.attempt_id, attempt.attempt_id
         self.attempts[attempt.attempt_id] = Attempt(claimed=attempt)
 
@@ -139,7 +139,7 @@ class Reservation:
             self.tries, self.resends = self.tries + 1, self.resends - 1
 
     def _try_again(self, settlement: Settlement) -> None:
-        self.state, self.tries, self.resends = State.RESERVED, self.tries + 1, 0
+        self.state, self.tries = State.RESERVED, self.tries + 1
         self.due = settlement.again_seconds == 0.0
 
     def _late(self, attempt: Attempt, settlement: Settlement) -> str:

@@ -17,14 +17,16 @@ from tests.integration.store import (
     test_grants,
     test_guards,
     test_lists,
+    test_lookups,
     test_reserve,
+    test_resolve,
     test_settle,
     test_sweep,
 )
 from tests.integration.store.races import Store
 
 from outbox_domain.reservation import Outcome
-from outbox_store import batches, claim, ledger_entries, receipts, reservations, reserve, settle, sweep
+from outbox_store import batches, claim, ledger_entries, lookups, receipts, reservations, reserve, resolve, settle, sweep
 
 Battery = Callable[[Store], Awaitable[Any]]
 CAUGHT = (AssertionError, asyncpg.PostgresError, RuntimeError, pytest.fail.Exception)
@@ -129,10 +131,39 @@ STATEMENTS: list[tuple[str, ModuleType, str, str, str, Battery]] = [
     ("T2 asks again when it is due", claim, "CLAIM", "and j.verdict = 'claim' and o.due_at <= now()", "and j.verdict = 'claim'", partial(test_claim.test_a_claim_that_waited_keeps_to_the_time_it_could_not_see, outcome=Outcome.DEFERRED, changes={"again_seconds": 60.0})),
     ("the window has an end", claim, "CLAIM", "when now() + make_interval(secs => l.resend_needs_seconds)\n           < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'", "when true then 'claim'", partial(test_claim.test_the_gate_of_a_resend, wish={"resend_window_seconds": 100.0}, moved="possible_send_at = now() - interval '101 seconds'", opens=False)),
     ("a contradiction parks", claim, "CLAIM", "where c.closed_at is null\n          and", "where false and", test_claim.test_a_contradiction_parks_what_is_not_sent_yet),
-    ("the generation counts", claim, "CLAIM", "where f.refusal_stored\n", "where false\n", test_claim.test_the_generation_counts_the_stored_refusals_of_the_same_key),
+    ("the generation counts", claim, "CLAIM", "where (f.refusal_stored or f.generation > 0)\n", "where false\n", test_claim.test_the_generation_counts_the_stored_refusals_of_the_same_key),
     ("a lease is judged under its lock", sweep, "LAPSE", "for update of r, a", "for update of r", test_claim.test_a_lapse_that_waited_for_a_renewal_leaves_the_attempt_open),
     ("a doubt is locked before it is given up", sweep, "GIVE_UP", " for update\n", "\n", test_claim.test_a_doubt_is_not_left_to_a_person_while_it_is_sent_again),
     ("only the lapsed lapse", sweep, "LAPSE", "where lease_until <= now()", "where true", test_sweep.test_nothing_but_a_lapsed_open_attempt_lapses),
+    ("an absence is of a doubt", resolve, "RESOLVE", "when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then", "when l.last_attempt_id is distinct from l.attempt_id then", test_resolve.test_an_absence_that_waited_for_a_success),
+    ("an absence is of the newest attempt", resolve, "RESOLVE", "when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then", "when l.state <> 'in_doubt' then", test_lookups.test_a_resend_between_two_look_ups_throws_the_first_away),
+    ("an absence is asked after its time", resolve, "RESOLVE", "when coalesce(l.asked_at, now()) < l.absence_counts_at then", "when false then", test_lookups.test_an_answer_that_comes_late_was_asked_early),
+    ("a person's absence has its time", resolve, "RESOLVE", "when coalesce(l.asked_at, now()) < l.absence_counts_at then", "when l.asked_at < l.absence_counts_at then", test_resolve.test_a_person_who_finds_nothing_ends_it),
+    ("no look-up ends a late write", resolve, "RESOLVE", "when l.said_how = 'lookup' and l.late_write then 'stale'", "", test_resolve.test_a_late_write_of_what_was_thought_absent_is_a_doubt_again),
+    ("one answer is one absence", resolve, "RESOLVE", "when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'", "", test_resolve.test_one_answer_is_one_absence),
+    ("it takes as many absences as the contract says", resolve, "RESOLVE", "when l.absences + 1 < l.absences_needed then 'noted'", "", test_resolve.test_one_answer_is_one_absence),
+    ("an absence after the end fails", resolve, "RESOLVE", "$19 or l.not_after <= now() then 'failed'", "$19 then 'failed'", partial(test_resolve.test_absent_after_its_end_is_a_failure, over="not_after")),
+    ("a person's absence sends nothing again", resolve, "RESOLVE", "when l.said_how = 'person' or l.after_absence = 'fail' then", "when l.after_absence = 'resend' and l.said_how = 'person' then", test_resolve.test_a_late_write_after_a_persons_absence_refuses_the_key),
+    ("a proof waits for a newer attempt", resolve, "RESOLVE", "then 'settled' else 'again' end", "then 'settled' else 'settled' end", test_resolve.test_a_proof_that_waited_for_a_resend_closes_it),
+    ("a proof closes the open attempt", resolve, "RESOLVE", "(a.id = j.open_attempt_id or (j.next_state", "((j.next_state", test_resolve.test_it_happened_while_it_is_executed),
+    ("another reference contradicts, proofs", resolve, "RESOLVE", "and l.state = 'succeeded' and l.external_reference = l.receipt_reference then", "and l.state = 'succeeded' then", partial(test_resolve.test_two_proofs_at_once, second="re_2", verdict="contradiction")),
+    ("doubts are judged under their lock", resolve, "RESOLVE", "  for update of r\n", "", test_resolve.test_an_absence_that_waited_for_a_success),
+    ("absence is written on the attempts", resolve, "RESOLVE", "a.proven_absent or (j.next_state", "a.proven_absent and (j.next_state", test_resolve.test_a_late_write_after_a_persons_absence_refuses_the_key),
+    ("a stored failure changes the provider key", resolve, "RESOLVE", "and j.next_state = 'reserved' and r.stored_failure)::int", "and false)::int", partial(test_resolve.test_a_stored_failure_that_proved_absent_changes_the_provider_key_for_good, ends="voided")),
+    ("an input is erased, proofs", resolve, "RESOLVE", "j.next_state in ('succeeded', 'failed')\n), closed", "false\n), closed", test_resolve.test_it_happened_while_it_is_executed),
+    ("a look-up is of a doubt", lookups, "BEGIN", "and r.state = 'in_doubt' and", "and", test_resolve.test_nobody_asks_about_what_is_no_doubt),
+    ("a look-up is of the newest attempt", lookups, "BEGIN", "r.last_attempt_id = $3", "$3 = $3", test_lookups.test_a_resend_between_two_look_ups_throws_the_first_away),
+    ("one look-up at a time", lookups, "BEGIN", "= (d.organization_id, d.id) and o.due_at <= now()", "= (d.organization_id, d.id)", test_lookups.test_two_workers_that_begin_at_once),
+    ("a look-up is counted before it is sent", lookups, "BEGIN", "lookups = r.lookups + 1", "lookups = r.lookups", test_lookups.test_one_worker_looks_up_at_a_time),
+    ("a claim throws absences away", claim, "CLAIM", "    absences = 0,\n", "    absences = r.absences,\n", test_resolve.test_a_new_sending_begins_anew),
+    ("a claim begins the list anew", claim, "CLAIM", "    recovery_step = 0,\n", "    recovery_step = r.recovery_step,\n", test_resolve.test_a_new_sending_begins_anew),
+    ("resends are those of one doubt", claim, "CLAIM", "then r.resends + 1 else 0 end", "then r.resends + 1 else r.resends end", test_resolve.test_a_new_sending_begins_anew),
+    ("a late write disproves an absence", settle, "SETTLE", "when l.disproves and l.state = 'reserved' then 'settled'", "", test_resolve.test_a_late_write_of_what_was_thought_absent_is_a_doubt_again),
+    ("a late write contradicts an absence", settle, "SETTLE", "when l.disproves and l.state in ('failed', 'voided') then 'contradiction'", "", test_resolve.test_a_late_write_after_a_persons_absence_refuses_the_key),
+    ("a late write makes its attempt unknown again", settle, "SETTLE", "unknown_attempts = r.unknown_attempts + j.disproves::int", "unknown_attempts = r.unknown_attempts", test_resolve.test_a_late_write_while_what_was_thought_absent_is_sent_again),
+    ("what a person knew contradicts nothing", settle, "SETTLE", "a.proven_absent and not a.late_write as disproves", "a.proven_absent as disproves", test_resolve.test_a_late_write_of_what_was_thought_absent_is_a_doubt_again),
+    ("a late write is judged under its lock", settle, "SETTLE", "  for update of a\n", "", test_resolve.test_a_late_write_that_waited_for_the_last_absence),
+    ("a later time throws absences away", settle, "SETTLE", "    absences = 0,\n    possible", "    absences = r.absences,\n    possible", test_resolve.test_a_late_unsent_puts_off_earlier_absences),
     ("lists stay below open transactions", reservations, "LIST", "and r.xid < pg_snapshot_xmin(pg_current_snapshot())", "", test_lists.test_a_reservation_that_commits_late_is_never_skipped),
     ("receipts stay below open transactions", receipts, "LIST", "and t.xid < pg_snapshot_xmin(pg_current_snapshot())", "", test_lists.test_a_receipt_that_commits_late_is_never_skipped),
     ("entries stay below open transactions", ledger_entries, "LIST", "and xid < pg_snapshot_xmin(pg_current_snapshot())", "", partial(test_lists.test_a_follower_of_the_ledger_skips_nothing, commit=True)),

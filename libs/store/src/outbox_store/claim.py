@@ -172,7 +172,8 @@ with input as (
     changed_at = now(),
     epoch = case j.verdict when 'claim' then (select max(number) from epochs) else r.epoch end,
     attempts = r.attempts + (j.verdict = 'claim')::int,
-    resends = r.resends + (j.verdict = 'claim' and r.state = 'in_doubt')::int,
+    -- Those of an earlier doubt do not bound this one; its tries do.
+    resends = case when j.verdict <> 'claim' then r.resends when r.state = 'in_doubt' then r.resends + 1 else 0 end,
     recovery_step = 0,
     lookups = 0,
     absences = 0,

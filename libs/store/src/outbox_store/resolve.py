@@ -136,7 +136,6 @@ with input as (
     lookups = case when j.verdict = 'noted' then r.lookups else 0 end,
     recovery_step = case when j.verdict = 'settled' then 0 else r.recovery_step end,
     tries = r.tries + (j.verdict = 'settled' and j.next_state = 'reserved')::int,
-    resends = case when j.verdict = 'settled' and j.next_state = 'reserved' then 0 else r.resends end,
     person_asked_at = case when j.verdict = 'settled' and j.next_state = 'reserved' then null else r.person_asked_at end,
     -- The provider would go on replaying a failure that it has stored, so what is sent next needs another provider key.
     generation = r.generation + (j.verdict = 'settled' and j.next_state = 'reserved' and r.stored_failure)::int,

@@ -118,14 +118,18 @@ with input as (
   select r.*, i.attempt_id, i.attempt_epoch, i.outcome, i.reason, i.stored_now, i.stored_failure_now, i.late_write_now,
     i.settle_seconds, i.again_seconds, i.recover_seconds, i.status_now, i.code_now, i.sealed_failure, i.provider_seconds, i.provider_key,
     i.variance, i.receipt_id, i.provider, i.receipt_reference, i.confidence, i.evidence, i.provider_request_id, i.sealed_result, i.place,
-    i.late_recover_seconds, r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current,
-    i.late_write_now and i.outcome = 'unknown' and exists (
-      select from attempts a where (a.organization_id, a.reservation_id, a.id) = (i.organization_id, i.id, i.attempt_id)
-        and a.proven_absent and not a.late_write
-    ) as disproves
+    i.late_recover_seconds, r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
+), late as materialized (
+  -- Read under its lock: whoever waited for the absence that it disproves must see it.
+  select l.place, a.proven_absent and not a.late_write as disproves
+  from locked l join attempts a on (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
+  where l.late_write_now and l.outcome = 'unknown'
+  for update of a
+), reported as materialized (
+  select l.*, coalesce(late.disproves, false) as disproves from locked l left join late using (place)
 ), judged as materialized (
   select l.*,
     case
@@ -161,7 +165,7 @@ with input as (
     end as next_unknown,
     case when l.late_write or l.late_write_now and l.outcome = 'unknown' then l.late_recover_seconds else l.recover_seconds end
       as next_recover_seconds
-  from locked l
+  from reported l
 ), changed as (
   update reservations r set
     state = j.next_state,
@@ -170,10 +174,7 @@ with input as (
     unknown_attempts = j.next_unknown,
     last_attempt_outcome = case when r.last_attempt_id = j.attempt_id then j.outcome else coalesce(r.last_attempt_outcome, 'unknown') end,
     tries = r.tries + (j.next_state = 'reserved' or j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
-    resends = case j.next_state
-      when 'reserved' then 0
-      else r.resends - (j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int
-    end,
+    resends = r.resends - (j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
     recovery_step = case j.next_state when 'reserved' then 0 else r.recovery_step end,
     lookups = case j.next_state when 'reserved' then 0 else r.lookups end,
     -- What was found absent before is found again: from now on an absence counts later, or of another sending.
