@@ -35,7 +35,6 @@ from tests.support.postgres import Database
 from outbox_domain.reservation import OPEN, Confidence, Outcome, State
 from outbox_store import claim as claim_module
 from outbox_store import lookups
-from outbox_store import lookups as lookups_module
 from outbox_store import resolve as resolve_module
 from outbox_store import settle as settle_module
 from outbox_store.batches import Failed
@@ -977,8 +976,6 @@ WITHOUT: list[tuple[str, ModuleType, str, str, str]] = [
     ("an absence speaks of the newest attempt", resolve_module, "RESOLVE", "when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then", "when l.state <> 'in_doubt' then"),
     ("it takes several absences", resolve_module, "RESOLVE", "when l.absences + 1 < l.absences_needed then", "when false then"),
     ("one answer is one absence", resolve_module, "RESOLVE", "when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'", ""),
-    ("a look-up is about the newest attempt", lookups_module, "BEGIN", "r.last_attempt_id = $3", "$3 = $3"),
-    ("a claim throws absences away", claim_module, "CLAIM", "    absences = 0,\n", "    absences = r.absences,\n"),
     ("a late write of what was thought absent is a doubt", settle_module, "SETTLE", "when l.disproves and l.state = 'reserved' then 'settled'", ""),
     ("a late write puts off when an absence counts", settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
