@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -65,6 +65,9 @@ SETTLE_SECONDS = 15.0
 
 DELIVER_SECONDS = 10.0
 """How long one try takes to deliver what was kept."""
+
+ASK_AGAIN_SECONDS_MAX = 5.0
+"""How long nobody asks at most while another's attempt or doubt is waited for."""
 
 DELIVERED_FIRST_MAX = 20
 """How many settlements that were kept are delivered before something new is begun."""
@@ -149,6 +152,8 @@ class Performed:
     cut_off: str | None = None
     raise_: BaseException | None = None
 
+
+Delivery = Literal["done", "later", "away"]
 
 Carrying = Generator[Union[Request, Pause, Perform], Union[Answer, NoAnswer, Performed, None], T]
 """A conversation in which the caller's own code has a part."""
@@ -257,7 +262,9 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
             return result
         if not (asked_seconds > 0 and clock() - asked_at >= 0.9 * asked_seconds):
             after = result.retry.after_seconds
-            yield Pause(seconds=min(max(ASK_AGAIN_SECONDS if after is None else after, PAUSE_SECONDS_MIN), left))
+            # Somebody else may end it long before the gateway expects it.
+            after = ASK_AGAIN_SECONDS if after is None else min(after, ASK_AGAIN_SECONDS_MAX)
+            yield Pause(seconds=min(max(after, PAUSE_SECONDS_MIN), left))
 
 
 def reserving_alone(want: Want, spool: Spool, clock: Clock) -> Carrying[Effect | CallResult]:
@@ -444,7 +451,7 @@ def voiding(want: Want, effect: Effect, reason: str, clock: Clock) -> Carrying[C
     return read_shown(heard.document)
 
 
-def delivering(entry: Entry, spool: Spool, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
+def delivering(entry: Entry, spool: Spool, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[Delivery]:
     """Deliver one settlement that was kept.
 
     Args:
@@ -454,37 +461,42 @@ def delivering(entry: Entry, spool: Spool, headers: tuple[tuple[str, str], ...],
         clock: monotonic seconds.
 
     Returns:
-        Whether the gateway has answered it; then it is not kept any more.
+        `done`: the gateway has answered it, and it is not kept any more; `later`: not this one now; `away`: none now.
     """
     patience = Patience(DELIVER_SECONDS, clock)
     request = _bare(entry.path, entry.body, headers, patience)
     try:
         heard = yield from ask(lambda: request, Patience(0.0, clock))
+    except UnreachableError:
+        return "away"
     except OutboxError:
-        return False
+        return "later"
     if heard.error is None:
         spool.remove(entry)
-        return True
+        return "done"
     if heard.error.code not in NOT_TAKEN:
-        return False
+        return "later"
     refused = heard.error.code not in RECORDED
     if refused:
         LOG.error("the gateway does not take what became of an effect (%s); it is kept beside the others", heard.error.code)
     spool.remove(entry, refused=refused)
-    return True
+    return "done"
 
 
 def delivering_waiting(spool: Spool, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
-    """Deliver what was kept, oldest first, until one cannot be.
+    """Deliver what was kept, oldest first, while the gateway answers.
 
     Returns:
         Whether nothing waits any more.
     """
     entries = spool.waiting()
+    done = len(entries) <= DELIVERED_FIRST_MAX
     for entry in entries[:DELIVERED_FIRST_MAX]:
-        if not (yield from delivering(entry, spool, headers, clock)):
+        delivery = yield from delivering(entry, spool, headers, clock)
+        if delivery == "away":
             return False
-    return len(entries) <= DELIVERED_FIRST_MAX
+        done = done and delivery == "done"
+    return done
 
 
 def settle_path(effect: Effect) -> str:

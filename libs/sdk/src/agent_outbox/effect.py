@@ -76,7 +76,7 @@ class Effect:
     """
 
     tool: str
-    input: Mapping[str, Any] = field(hash=False)
+    input: Mapping[str, Any] = field(hash=False, repr=False)
     reservation_id: str
     operation_key: str | None
     attempt_id: str

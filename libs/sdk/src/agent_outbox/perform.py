@@ -256,7 +256,8 @@ async def _forever() -> None:
 
 def _until_next_beat(effect: Effect, again: bool) -> float:
     lease = effect.lease
-    return max(min(BEAT_AGAIN_SECONDS if again else lease.seconds / BEATS_A_LEASE, lease.left()), 0.01)
+    pause = min(BEAT_AGAIN_SECONDS, lease.seconds / 10) if again else lease.seconds / BEATS_A_LEASE
+    return max(min(pause, lease.left()), 0.01)
 
 
 def _raised(error: BaseException) -> Performed:
