@@ -349,6 +349,9 @@ class FailedError(OutboxError):
     action = "same-request"
 
 
+# The effect that a client carries out itself.
+
+
 class TimeLimitRequiredError(OutboxError):
     """Without a time limit only class A is carried out by a client."""
 
