@@ -7,6 +7,7 @@ of the provider and of the ledger's invariants.
 import asyncio
 import json
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ import pytest
 from tests.support import carried_out
 from tests.support.carried_out import CHARGE, TICKET, A, B
 from tests.support.outbox_up import OutboxUp, reference, running
-from tests.support.processes import ChildProcess, start, wait_until
+from tests.support.processes import ChildProcess, start_command, wait_until
 from tests.support.sdk_clients import KINDS, Client
 
 from agent_outbox import (
@@ -499,14 +500,15 @@ Start = Callable[..., ChildProcess]
 
 @pytest.fixture
 def carry(up: OutboxUp, tmp_path: Path) -> Iterator[Start]:
-    """Starts `tests.support.carried_out` with the agent's key; all share one spool."""
+    """Starts `tests/support/carried_out.py` with the agent's key; all share one spool."""
     started: list[ChildProcess] = []
 
     def begin(kind: str, operation: str, name: str, **env: str) -> ChildProcess:
         ready = up.ready()
         variables = {"OUTBOX_URL": up.url, "OUTBOX_KEY": ready["agent_key"], "SANDBOX_URL": ready["sandbox_url"]}
         variables |= {"OUTBOX_SPOOL": str(tmp_path / "spool"), **env}
-        process = start("tests.support.carried_out", kind, operation, folder=tmp_path, name=name, env=variables)
+        command = [sys.executable, str(carried_out.__file__), kind, operation]
+        process = start_command(command, folder=tmp_path, name=name, env=variables)
         started.append(process)
         return process
 

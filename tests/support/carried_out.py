@@ -1,7 +1,7 @@
 """A process that carries effects out with `Outbox.run`, to be killed, stopped and started again.
 
 Its handlers ask the sandbox provider, which counts what it has done: refunds with the provider key, tickets with the marker.
-`python -m tests.support.carried_out KIND OPERATION` prints what it comes to as one JSON document, a line for each step.
+`python tests/support/carried_out.py KIND OPERATION` prints what it comes to as one JSON document, a line for each step.
 """
 
 from __future__ import annotations
