@@ -192,7 +192,8 @@ async def filled(store: Store) -> None:
     clients = world.row(executor="client")
     await reserve(store.api, [clients])
     wish = claim_of(clients, executor="client", actor_id=world.actor_id)
-    assert isinstance(opened := await claim_by_client(store.api, wish), ClaimedByClient)
+    opened = await claim_by_client(store.api, wish)
+    assert isinstance(opened, ClaimedByClient)
     await settled(store.api, opened, Came.UNKNOWN)
     assert await probes.begin(store.api, world.organization_id, clients.id, uuid4(), wish.attempt_id, world.actor_id)
 

@@ -300,6 +300,27 @@ class ContradictionError(OutboxError):
     action = "ask-human"
 
 
+class ObjectBusyError(OutboxError):
+    """Another operation on the same object is not finished."""
+
+    code = "object-busy"
+    action = "wait"
+
+
+class OccurrenceOpenError(OutboxError):
+    """An earlier occurrence of the same operation is not finished."""
+
+    code = "occurrence-open"
+    action = "wait"
+
+
+class RunBlockedError(OutboxError):
+    """An effect of this run is in doubt, and nothing new is begun in it until that is over."""
+
+    code = "run-blocked"
+    action = "wait"
+
+
 class NotInDoubtError(OutboxError):
     """There is no doubt that could be answered."""
 
@@ -480,6 +501,9 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             ProviderRefusedError,
             InDoubtError,
             ContradictionError,
+            ObjectBusyError,
+            OccurrenceOpenError,
+            RunBlockedError,
             NotInDoubtError,
             AbsenceTooEarlyError,
             RecoveryDueError,
@@ -521,6 +545,9 @@ REFUSALS: frozenset[str] = frozenset(
         "quota-exceeded",
         "stopped",
         "conflict",
+        "object-busy",
+        "occurrence-open",
+        "run-blocked",
         "provider-refused",
         "voided",
         "provider-unreachable",
