@@ -123,6 +123,12 @@ class Handler:
         return self._result
 
 
+def after(seconds: float, result: object) -> object:
+    """The result of a handler that takes so long."""
+    time.sleep(seconds)
+    return result
+
+
 # Before the handler.
 
 
@@ -214,7 +220,7 @@ def test_heartbeats_that_fail_are_sent_again(play: Play) -> None:
     ground = Ground(lease_seconds=3.0)
     ground.faults["heartbeat"] = [drops, says(503, UNAVAILABLE)]
     client, _ = play(ground)
-    assert client.run(CALL, lambda effect: time.sleep(5) or {"id": "re_1"})
+    assert client.run(CALL, lambda effect: after(5, {"id": "re_1"}))
     assert len(ground.of("heartbeat")) >= 4
     assert [body["outcome"] for body in ground.of("settle")] == ["succeeded"]
 

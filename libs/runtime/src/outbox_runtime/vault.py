@@ -132,7 +132,7 @@ class Vault:
         Raises:
             SealBroken: it belongs to another reservation or was changed.
         """
-        result: Any = self._open("result", reservation_id, sealed, Any)  # type: ignore[arg-type]
+        result: Any = self._open("result", reservation_id, sealed, Any)
         return result
 
     def seal_failure(self, reservation_id: UUID, failure: dict[str, Any]) -> bytes:
