@@ -27,6 +27,10 @@ _REPLAYED_SAME_RUN = "Already done at {time} in this run; this call sent nothing
 _REPLAYED_OTHER_RUN = "Already done at {time} by another run; this call sent nothing. Receipt {receipt}."
 _REPLAYED_NO_RUN = "Already done at {time}; this call sent nothing. Receipt {receipt}."
 _RUNNING = "Not finished. Ask again in {seconds} s with the same arguments; that joins this one and starts nothing new."
+_ATTEMPT_OPEN = "NOT DONE YET. This caller holds the one attempt: carry it out now and settle it before its lease ends."
+_PROBE_FIRST = (
+    "UNKNOWN. An earlier attempt may have done it. Do not carry it out: look first whether it is there, and say what was found."
+)
 _AWAITING_REVIEW = (
     "NOT DONE. A person must approve it by {time}. Tell the user so. Do not repeat it, split it or reach it by another tool."
 )
@@ -55,6 +59,18 @@ _IN_DOUBT_FOR_A_PERSON = (
 _CONTRADICTED = (
     "UNKNOWN. There is proof of an effect that was recorded as not done. Do not repeat it and do not say that it failed or "
     "succeeded. It is being checked by a person."
+)
+_OBJECT_BUSY = (
+    "NOT SENT. Another operation on the same object is not finished. "
+    "Ask again in {seconds} s with the same arguments; that is safe."
+)
+_OCCURRENCE_OPEN = (
+    "NOT SENT. An earlier occurrence of the same operation is not finished. Do not reach it another way. "
+    "Ask again in {seconds} s with the same arguments; that is safe."
+)
+_RUN_BLOCKED = (
+    "NOT SENT. An earlier effect of this run is in doubt, and nothing new is begun until it is known what became of it. "
+    "Do not reach it another way. Ask again in {seconds} s with the same arguments; that is safe."
 )
 _INVALID_INPUT = "NOT SENT. {path}: expected {expected}."
 _UNKNOWN_TOOL = "NOT SENT. There is no tool {tool}. Nearest you may call: {nearest}."
@@ -100,6 +116,16 @@ def running(after_seconds: float) -> str:
         after_seconds: when to ask again; told in whole seconds, at least one.
     """
     return _RUNNING.format(seconds=_whole_seconds(after_seconds))
+
+
+def attempt_open() -> str:
+    """The caller carries the effect out itself and may do so now."""
+    return _ATTEMPT_OPEN
+
+
+def probe_first() -> str:
+    """The caller carries the effect out itself, and must look first whether an earlier attempt did."""
+    return _PROBE_FIRST
 
 
 def awaiting_review(expires_at: datetime) -> str:
@@ -199,6 +225,21 @@ def in_doubt(next_check: datetime | None) -> str:
 def contradicted() -> str:
     """Proof of an effect contradicts a closed reservation; a person examines it."""
     return _CONTRADICTED
+
+
+def object_busy(after_seconds: float) -> str:
+    """Another operation on the same object is open; `after_seconds` as in `running`."""
+    return _OBJECT_BUSY.format(seconds=_whole_seconds(after_seconds))
+
+
+def occurrence_open(after_seconds: float) -> str:
+    """Another occurrence of the same operation is open; `after_seconds` as in `running`."""
+    return _OCCURRENCE_OPEN.format(seconds=_whole_seconds(after_seconds))
+
+
+def run_blocked(after_seconds: float) -> str:
+    """A doubt of the run blocks it; `after_seconds` as in `running`."""
+    return _RUN_BLOCKED.format(seconds=_whole_seconds(after_seconds))
 
 
 def invalid_input(path: str, expected: str) -> str:
