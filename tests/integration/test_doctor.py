@@ -106,7 +106,9 @@ async def receipt_of(store: Store, reference: str) -> None:
 
 async def test_what_the_provider_counts(store: Store, sandbox: str) -> None:
     """Its own effects beside our receipts: one with, one without; one done twice and a receipt without an effect are not well."""
-    await store.owner.execute("update connections set base_url = $1 where organization_id = $2", sandbox, store.world.organization_id)
+    await store.owner.execute(
+        "update connections set base_url = $1 where organization_id = $2", sandbox, store.world.organization_id
+    )
     done, stray = await refunded(sandbox, "one", "m" * 64), await refunded(sandbox, "two", None)
     await receipt_of(store, done)
     words = ("--sandbox", sandbox)

@@ -324,7 +324,6 @@ class Ledger:
             one.due_at = NEVER if one.state is State.IN_DOUBT else one.due_at
         return "evidence" if new else "already"
 
-
     def disprove(self, one: Reservation, attempt: Attempt, report: Report) -> str:
         """What was thought absent has left after all: in doubt again, or, where it is closed, its key is refused."""
         if one.state in (State.FAILED, State.VOIDED):

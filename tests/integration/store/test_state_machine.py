@@ -409,9 +409,7 @@ class Machine(RuleBasedStateMachine):
             return None
         assert (found.lookups, found.absences, found.late_write) == (one.lookups, one.absences, one.late_write)
         at = self.ledger.now + len(self.asked) * 1e-6
-        asked = Asked(
-            reservation_id=one.id, attempt_id=claimed.attempt_id, at=at, sent=found.asked_at, now=self.ledger.now
-        )
+        asked = Asked(reservation_id=one.id, attempt_id=claimed.attempt_id, at=at, sent=found.asked_at, now=self.ledger.now)
         self.asked.append(asked)
         return asked
 

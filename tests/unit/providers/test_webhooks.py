@@ -49,4 +49,6 @@ def test_a_rule_without_types_proves_nothing() -> None:
 @pytest.mark.parametrize("when", ["data.object.status.length(@)", "sum(data.object)", "data.object.nothing", "'' "])
 def test_a_condition_that_cannot_be_asked_is_not_met(when: str) -> None:
     """An expression that errs on a foreign document, or yields nothing, is no proof."""
-    assert not proves(WebhookRule(signature="stripe", match="a", types=("refund.created",), when=when), event("refund.created", status=1))
+    assert not proves(
+        WebhookRule(signature="stripe", match="a", types=("refund.created",), when=when), event("refund.created", status=1)
+    )

@@ -336,7 +336,7 @@ RecoveryRule = Annotated[
 
 
 class WebhookRule(_Rule):
-    """How a webhook of the provider is recognised, and which ones prove the effect. Every other one is evidence, and settles nothing.
+    """How a webhook of the provider is recognised, and which ones prove the effect. The others are evidence and settle nothing.
 
     Attributes:
         signature: the signature scheme.

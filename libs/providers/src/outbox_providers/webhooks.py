@@ -1,4 +1,4 @@
-"""What a provider sends on its own: is it signed by the provider, which event is it, of which effect does it tell, and does it prove it?
+"""What a provider sends on its own: is it signed, which event is it, of which effect does it tell, and does it prove that one?
 
 Everything but a verified event is foreign. Source: docs.stripe.com/webhooks ("Verify webhook signatures manually").
 """
@@ -110,7 +110,7 @@ def marker_in(rule: WebhookRule, event: Event) -> str | None:
 
 
 def proves(rule: WebhookRule, event: Event) -> bool:
-    """Whether the contract says that an event proves the effect; what it does not name, or cannot be asked of it, proves nothing."""
+    """Whether the contract says that an event proves the effect; what it does not name, or cannot be asked, proves nothing."""
     if event.kind is None or event.kind not in rule.types:
         return False
     if rule.when is None:

@@ -1,4 +1,4 @@
-"""Webhooks as Stripe signs and sends them, and the ways in which they go wrong: early, late, twice, contradicting, failed, forged.
+"""Webhooks as Stripe signs and sends them, and how they go wrong: early, late, twice, contradicting, failed, forged.
 
 Source: docs.stripe.com/webhooks (signature of time, dot and body; events are sent at least once and in no order).
 """
@@ -228,7 +228,7 @@ def _of_another_effect(event: Fields, effect: CommittedEffect) -> Fields:
 
 
 def _of_its_failure(event: Fields, effect: CommittedEffect) -> Fields:
-    """What is told when the effect has failed after it was made: Stripe tells of a refund that the bank sent back, by the same marker."""
+    """What is told when the effect failed after it was made: a refund that the bank sent back, by the same marker."""
     resource = effect.effect.resource
     failed = {**effect.effect.result, "status": "failed"}
     return {**event, "id": f"{event['id']}_failed", "type": f"{resource}.failed", "data": {"object": failed}}

@@ -150,7 +150,13 @@ async def held(connection: Connection, connection_ids: Sequence[UUID], reference
 
 
 async def missed(
-    connection: Connection, connection_ids: Sequence[UUID], references: Sequence[str], *, until: datetime, seconds: float, limit: int
+    connection: Connection,
+    connection_ids: Sequence[UUID],
+    references: Sequence[str],
+    *,
+    until: datetime,
+    seconds: float,
+    limit: int,
 ) -> list[str]:
     """Receipts of a window whose effect is not in a provider's own list.
 

@@ -1,7 +1,7 @@
 """A provider's own notice of an effect: verified, acted on once, and proof that it happened (design section 4, rules of doubt).
 
 It may come before the answer to the request, late, twice, or against what was settled: the statement that ends doubts judges
-that. The contract says which events prove that the effect exists; every other one of its marker (a refund that failed, one that was
+that. The contract says which events prove that the effect exists; every other one of its marker (a refund that failed, or was
 cancelled) is evidence: it is written down and settles nothing. None proves that an effect does not exist.
 """
 

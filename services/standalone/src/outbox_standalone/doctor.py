@@ -179,7 +179,8 @@ def _show_provider(found: Found) -> None:
                 click.echo(f"        {title}: {', '.join(names)}")
     for account in found.not_counted:
         click.echo(
-            f"        not counted at the provider: {account.name} ({account.provider}, {account.environment}), which lists nothing to us; "
-            f"{account.receipts} receipts of {account.planned} planned rest on answers {account.answered}, look-ups "
-            f"{account.looked_up}, webhooks {account.told}, people {account.asserted}"
+            f"        not counted at the provider: {account.name} ({account.provider}, {account.environment}), "
+            "which lists nothing to us; "
+            f"{account.receipts} receipts of {account.planned} planned rest on answers {account.answered}, "
+            f"look-ups {account.looked_up}, webhooks {account.told}, people {account.asserted}"
         )

@@ -1,7 +1,7 @@
 """What the provider itself counts, beside what the ledger does: the last column of `outbox doctor`.
 
-Only a provider that lists its own effects can be counted. The sandbox does; of any other the ledger's receipts say what they rest on,
-and the doctor says that it has counted nothing.
+Only a provider that lists its own effects can be counted. The sandbox does; of any other the ledger's receipts say what they
+rest on, and the doctor says that it has counted nothing.
 """
 
 from collections.abc import Sequence
