@@ -88,14 +88,13 @@ ROWS: list[tuple[str, int | None, int, Any, dict[str, str], str, bool, float | N
     (TICKET, 2, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
     *((TICKET, 3, status, DECLINE, {}, "rejected", False, None) for status in (400, 402, 403, 404, 422)),
     *(
-        row
-        for tool, body in ((LABEL, {"id": "lab_1"}), (RECORD, {"id": "obx_1"}), (SCHEDULED, {"id": "mai_1"}))
-        for row in (
-            (tool, 1, {LABEL: 200, RECORD: 201, SCHEDULED: 202}[tool], body, {}, "succeeded", False, None),
-            (tool, 2 if tool == LABEL else 3, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
-            (tool, 3 if tool == LABEL else 4, 402, DECLINE, {}, "rejected", False, None),
-        )
+        (tool, 1, status, {"id": "x_1"}, {}, "succeeded", False, None)
+        for tool, status in ((LABEL, 200), (RECORD, 201), (SCHEDULED, 202))
     ),
+    *((tool, 3, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0) for tool in (RECORD, SCHEDULED)),
+    *((tool, 4, 402, DECLINE, {}, "rejected", False, None) for tool in (RECORD, SCHEDULED)),
+    (LABEL, 2, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
+    (LABEL, 3, 402, DECLINE, {}, "rejected", False, None),
     (RECORD, 2, 409, stripe_error("invalid_request_error", code="already_exists"), {}, "unknown", False, None),
     (RECORD, None, 409, stripe_error("invalid_request_error", code="locked"), {}, "unknown", False, None),
     (SCHEDULED, 2, 410, stripe_error("invalid_request_error", code="batch_cancelled"), {}, "unknown", False, None),

@@ -170,7 +170,7 @@ class RequestRule(_Rule):
     """How the tool's request is written on the wire.
 
     Attributes:
-        driver: the wire protocol.
+        driver: the wire protocol; `client` where only a caller itself carries the tool out and nothing is sent by us.
         method: the HTTP method.
         url: the path below the connection's base URL, with `{input.x}` where a value goes; it starts with `/`.
         credential: how the connection's credential travels.
@@ -182,7 +182,7 @@ class RequestRule(_Rule):
         timeouts: limits for the steps before the answer is awaited.
     """
 
-    driver: Literal["http_form", "http_json"]
+    driver: Literal["http_form", "http_json", "client"]
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     url: str
     credential: Literal["bearer", "none"] | CredentialHeader = "none"
@@ -340,10 +340,19 @@ RecoveryRule = Annotated[
 
 
 class WebhookRule(_Rule):
-    """How a webhook of the provider is recognised: the signature scheme and the JMESPath of the marker in it."""
+    """How a webhook of the provider is recognised, and which ones prove the effect. The others are evidence and settle nothing.
+
+    Attributes:
+        signature: the signature scheme.
+        match: JMESPath of the marker in the event.
+        types: the types of event that prove the effect. Without any none does.
+        when: JMESPath into the event that must be truthy besides: a refund that is created as failed proves none.
+    """
 
     signature: str
     match: str
+    types: tuple[str, ...] = ()
+    when: str | None = None
 
 
 class DoubtRule(_Rule):

@@ -21,6 +21,7 @@ from outbox_domain.reservation import Outcome
 from outbox_providers.driver import RESERVED_HEADERS
 from outbox_providers.reading import expression, header_name
 from outbox_providers.templates import WHEN, field_steps, plant
+from outbox_providers.webhooks import EVENT_TYPE, SIGNATURE_HEADERS
 
 _FREE_TEXTS = ("Sorry, the parcel was late; please see to it.", "sorry the parcel was late", "Für A. Berg, wie besprochen")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,100}")
@@ -265,6 +266,24 @@ def _lookup(contract: ToolContract) -> Iterator[str]:
         yield from _expression_findings("the lookup's more", lookup.more)
 
 
+def _webhook(contract: ToolContract) -> Iterator[str]:
+    """A webhook settles a doubt for good, so a contract says which ones may."""
+    rule = contract.webhook
+    if rule is None:
+        return
+    if rule.signature not in SIGNATURE_HEADERS:
+        yield f"the webhook's signature is one of {', '.join(SIGNATURE_HEADERS)}"
+    if contract.request.marker is None:
+        yield "what a webhook tells of is found by a marker, so one is planted"
+    if not rule.types:
+        yield "the webhook names the types of event that prove the effect; a failed one is told of by the same marker"
+    for kind in rule.types:
+        if EVENT_TYPE.fullmatch(kind) is None:
+            yield f"the webhook's {kind[:100]!r} is no type of event"
+    if rule.when is not None:
+        yield from _expression_findings("the webhook's when", rule.when)
+
+
 def _keys_and_markers(contract: ToolContract) -> Iterator[str]:
     request = contract.request
     if contract.guarantee_class == "A" and request.provider_key is None and not _is_natural(contract):
@@ -502,6 +521,8 @@ def _texts(contract: ToolContract) -> Iterator[str]:
 def _request(contract: ToolContract) -> Iterator[str]:
     request = contract.request
     yield from (f"the request's {finding}" for finding in _address(contract, request.url, set(_OUTSIDE_NAMES)))
+    if request.driver == "client":
+        yield "a contract that is loaded says how its request is sent; what only a caller carries out comes with the call"
     if request.deadline <= timedelta(0):
         yield "the request has a deadline"
     if contract.kind != "read" and request.method == "GET":
@@ -625,6 +646,7 @@ _RULES_OF_ALL: Mapping[str, Rule] = {
     "expressions": _expressions,
     "lookup": _lookup,
     "cancel-first": _cancel_first,
+    "webhook": _webhook,
 }
 _RULES_OF_WRITES: Mapping[str, Rule] = {
     "owner": _owner,

@@ -24,7 +24,7 @@ from outbox_store.doubts import measure
 from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.execute import execute
-from outbox_worker.recover import lapse_all, recover
+from outbox_worker.recover import lapse_all, leave_to_clients, recover
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -126,8 +126,10 @@ class Sweep:
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
         rows = await self._paced(found)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
+        if clients := [row for row in rows if row.executor == "client" and not row.lapsed]:
+            await leave_to_clients(self._worker, clients)
         for row in rows:
-            if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
+            if row.lapsed or row.executor == "client" or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
                 continue
             if self.free_slots <= 0:
                 self._turned_away = True
@@ -155,7 +157,7 @@ class Sweep:
         for row in rows:
             if row.state is State.IN_DOUBT and row.reservation_id in self._running:
                 continue  # It is under way here; another time for it would take it out of its own hands.
-            if row.state is State.IN_DOUBT and not row.trial:
+            if row.state is State.IN_DOUBT and row.executor == "gateway" and not row.trial:
                 of = (row.organization_id, row.connection_id)
                 if (pace := await self._pace_of(row)) is not None:
                     turn = turns.get(of, max(clock, self._taken_up.get(of, clock - pace) + pace))
