@@ -41,3 +41,10 @@ grant select, insert, update on breakers to outbox_worker;
 grant select on webhook_secrets to outbox_api;
 grant select, insert on webhooks_in to outbox_api;
 grant update (verdict) on webhooks_in to outbox_api;
+
+-- Epochs: the worker compares the ledger with what it remembers and declares a loss; a person clears it for their organization.
+grant select on installation, instances, epoch_clearances to outbox_worker;
+grant update (beat, beat_at) on installation to outbox_worker;
+grant insert on instances, epochs to outbox_worker;
+grant select on instances, epoch_clearances to outbox_api;
+grant insert on epoch_clearances to outbox_api;

@@ -18,7 +18,10 @@ GRANTS: dict[str, dict[str, str]] = {
     "connections": {"outbox_api": S, "outbox_worker": S},
     "contradictions": {"outbox_api": SI, "outbox_worker": SI},
     "environments": {"outbox_api": S, "outbox_worker": S},
-    "epochs": {"outbox_api": S, "outbox_worker": S},
+    "epoch_clearances": {"outbox_api": SI, "outbox_worker": S},
+    "epochs": {"outbox_api": S, "outbox_worker": SI},
+    "installation": {"outbox_worker": S},
+    "instances": {"outbox_api": S, "outbox_worker": SI},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
@@ -54,6 +57,7 @@ COLUMN_GRANTS = {
     ("outbox_api", "tool_calls", "repeats", "UPDATE"),
     *(("outbox_api", table, column, "UPDATE") for table, columns in ENDS_A_DOUBT.items() for column in columns.split()),
     *(("outbox_api", "sealed_inputs", column, "SELECT") for column in ("organization_id", "reservation_id")),
+    *(("outbox_worker", "installation", column, "UPDATE") for column in ("beat", "beat_at")),
 }
 SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
 PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
