@@ -6,17 +6,21 @@ remembers them differs: the surviving worker's memory, a state file, Redis, or o
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+from redis import Redis
 from tests.support.invariants import assert_invariants
-from tests.support.lost_tail import base_backup, restore
+from tests.support.lost_tail import base_backup, pair, restore
 from tests.support.postgres import StoppablePostgres
 from tests.support.processes import wait_until
 from tests.support.recovery_ground import Ground, Servers, make_ground, serving
+from tests.support.redis import StoppableRedis
 
 from outbox_store.reserve import NewReservation
 from outbox_store.resolve import Resolution, Resolved, resolve
@@ -87,7 +91,7 @@ class Story:
                 deadline_seconds=10,
                 what=f"the request of {tool}",
             )
-        worker.process.send_signal(19)
+        worker.send(signal.SIGSTOP)
         for tool in TOOLS:
             self.open[tool] = await self.ground.reserve(tool)
         assert {(await self.ground.read(row))["state"] for row in self.sent.values()} <= {"executing", "in_doubt", "succeeded"}
@@ -95,7 +99,7 @@ class Story:
     async def after_the_backup(self) -> None:
         """The worker goes on, and effects are made that the backup knows nothing of."""
         [worker] = self.ground.servers.workers
-        worker.process.send_signal(18)
+        worker.send(signal.SIGCONT)
         for tool in TOOLS:
             self.lost[tool] = await self.ground.reserve(tool)
             await self.ground.until_state(self.lost[tool], "succeeded")
@@ -208,3 +212,181 @@ async def test_restored_under_a_surviving_worker(stoppable_postgres: StoppablePo
         assert epoch["cause"] in ("a mark is ahead of the ledger", "an attempt is missing from the ledger")
         assert epoch["timeline"] == 1
         await story.all()
+
+
+@pytest.mark.parametrize("remembered_by", ["state file", "redis"])
+async def test_restored_under_new_workers(
+    stoppable_postgres: StoppablePostgres, request: pytest.FixtureRequest, tmp_path: Path, remembered_by: str
+) -> None:
+    """Every worker was killed before the base backup is restored: a state file, or Redis, is ahead of it; no effect is made twice."""
+    settings = {"OUTBOX_STATE_FOLDER": str(tmp_path / "state")}
+    if remembered_by == "redis":
+        redis: StoppableRedis = request.getfixturevalue("stoppable_redis")
+        settings = {"OUTBOX_REDIS_URL": redis.embedded.url}
+    async with telling(stoppable_postgres, tmp_path, **settings) as story:
+        await story.before()
+        await asyncio.to_thread(base_backup, stoppable_postgres.embedded, tmp_path / "backup")
+        await story.after_the_backup()
+        if remembered_by == "redis":
+            # Its newest beat is a look old at most; the story's effects were all made before it.
+            await asyncio.sleep(2 * float(CHECK["OUTBOX_EPOCH_CHECK_SECONDS"]))
+        stopped(story.ground.servers)
+        await asyncio.to_thread(stoppable_postgres.stop)
+        await asyncio.to_thread(restore, stoppable_postgres, tmp_path / "backup", new_timeline=False)
+        story.ground.servers.start_worker(**CHECK, **settings)
+        epoch = await story.until_epoch(2)
+        assert (epoch["cause"], epoch["timeline"]) == ("a mark is ahead of the ledger", 1)
+        await story.all()
+
+
+async def test_recovered_to_a_point_in_time(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """The backup is recovered as to a point in time: the new timeline alone shows it to workers that remember nothing."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        await story.before()
+        await asyncio.to_thread(base_backup, stoppable_postgres.embedded, tmp_path / "backup")
+        await story.after_the_backup()
+        stopped(story.ground.servers)
+        await asyncio.to_thread(stoppable_postgres.stop)
+        await asyncio.to_thread(restore, stoppable_postgres, tmp_path / "backup", new_timeline=True)
+        story.ground.servers.start_worker(**CHECK)
+        epoch = await story.until_epoch(2)
+        assert (epoch["cause"], epoch["timeline"]) == ("another timeline", 2)
+        await story.all()
+
+
+async def test_promoted_standby(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """An asynchronous standby is promoted without the primary's last commits: the worker goes over to it, and no effect is made twice."""
+    postgres = stoppable_postgres
+    database = postgres.server.migrated_database()
+    with pair(postgres, postgres.embedded.binaries, tmp_path) as both:
+        with serving(both.both(database), tmp_path, **CHECK) as servers:
+            story = Story(ground=await make_ground(servers))
+            await story.before()
+            await both.until_equal()
+            await both.cut()
+            await story.after_the_backup()
+            await asyncio.to_thread(postgres.stop_immediately)
+            await both.promote()
+            epoch = await story.until_epoch(2)
+            assert epoch["timeline"] == 2
+            await story.all()
+
+
+async def test_a_loss_that_nobody_remembers(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """Negative control: without any mark and on the old timeline the loss is not noticed, and the mail is sent twice."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        await asyncio.to_thread(base_backup, stoppable_postgres.embedded, tmp_path / "backup")
+        mail = await story.ground.reserve(MAIL)
+        await story.ground.until_state(mail, "succeeded")
+        stopped(story.ground.servers)
+        await asyncio.to_thread(stoppable_postgres.stop)
+        await asyncio.to_thread(restore, stoppable_postgres, tmp_path / "backup", new_timeline=False)
+        story.ground.servers.start_worker(**CHECK)
+        again = await story.ground.reserve(MAIL, token=token_of(mail))
+        await story.ground.until_state(again, "succeeded")
+        assert await story.effects(mail) == 2
+        assert [epoch["number"] for epoch in await story.epochs()] == [1]
+
+
+async def lose_rows(story: Story, *rows: NewReservation) -> None:
+    """Delete everything the ledger knows of these reservations, as if their commits were gone."""
+    ids = [row.id for row in rows]
+    await story.ground.change("delete from ledger_entries where reservation_id = any($1)", ids)
+    await story.ground.change("delete from reservations where id = any($1)", ids)
+
+
+async def test_deleted_tail(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """The newest rows are gone from a Postgres that never stopped: the worker misses its newest attempt at its next look."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        for tool in TOOLS:
+            story.lost[tool] = await story.ground.reserve(tool)
+            await story.ground.until_state(story.lost[tool], "succeeded")
+        await lose_rows(story, *story.lost.values())
+        epoch = await story.until_epoch(2)
+        assert epoch["cause"] == "an attempt is missing from the ledger"
+        await story.repeated()
+        await story.new()
+        await assert_invariants(story.ground.scene.database.superuser_url)
+
+
+async def test_without_the_rule_of_first_seen_keys(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """Negative control: where the organization has cleared an epoch in which something was lost, the repeated mail is sent twice."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        mail = await story.ground.reserve(MAIL)
+        await story.ground.until_state(mail, "succeeded")
+        await lose_rows(story, mail)
+        await story.until_epoch(2)
+        await story.ground.change(
+            "insert into epoch_clearances (organization_id, epoch, cleared_by, reason) values ($1, 2, '[]', 'Wrongly.')",
+            story.ground.scene.organization_id,
+        )
+        again = await story.ground.reserve(MAIL, token=token_of(mail))
+        await story.ground.until_state(again, "succeeded")
+        assert await story.effects(mail) == 2
+
+
+async def test_without_the_epoch_on_rows(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """Negative control: a row that is reserved in the backup and says that it is of the new epoch already is sent a second time."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        [worker] = story.ground.servers.workers
+        worker.send(signal.SIGSTOP)
+        mail = await story.ground.reserve(MAIL)
+        await asyncio.to_thread(base_backup, stoppable_postgres.embedded, tmp_path / "backup")
+        worker.send(signal.SIGCONT)
+        await story.ground.until_state(mail, "succeeded")
+        stopped(story.ground.servers)
+        await asyncio.to_thread(stoppable_postgres.stop)
+        await asyncio.to_thread(restore, stoppable_postgres, tmp_path / "backup", new_timeline=True)
+        await story.ground.change("alter table reservations drop constraint reservations_epoch_fkey")
+        await story.ground.change("update reservations set epoch = 2, suspected_epoch = 2 where id = $1", mail.id)
+        story.ground.servers.start_worker(**CHECK)
+        await story.until_epoch(2)
+        await story.ground.until_state(mail, "succeeded")
+        assert await story.effects(mail) == 2
+
+
+async def test_no_false_alarm(stoppable_postgres: StoppablePostgres, stoppable_redis: StoppableRedis, tmp_path: Path) -> None:
+    """A restart, a crash, a flushed and a killed Redis, a lost and a half-written state file are no loss: the epoch stays."""
+    state, redis_url = tmp_path / "state", stoppable_redis.embedded.url
+    settings = {"OUTBOX_STATE_FOLDER": str(state), "OUTBOX_REDIS_URL": redis_url}
+    async with telling(stoppable_postgres, tmp_path, **settings) as story:
+
+        async def goes_on() -> None:
+            for tool in TOOLS:
+                row = await story.ground.reserve(tool)
+                await story.ground.until_state(row, "succeeded")
+                assert await story.effects(row) == 1
+
+        await goes_on()
+        await asyncio.to_thread(stoppable_postgres.stop)
+        await asyncio.to_thread(stoppable_postgres.start)
+        await goes_on()
+        await asyncio.to_thread(stoppable_postgres.stop_immediately)
+        await asyncio.to_thread(stoppable_postgres.start)
+        await goes_on()
+        await asyncio.to_thread(Redis.from_url(redis_url).flushall)
+        await goes_on()
+        stopped(story.ground.servers)
+        for path in state.iterdir():
+            path.unlink()
+        story.ground.servers.start_worker(**CHECK, **settings)
+        await goes_on()
+        stopped(story.ground.servers)
+        [mark] = state.iterdir()
+        mark.write_text(mark.read_text()[:40])
+        await asyncio.to_thread(stoppable_redis.kill)
+        story.ground.servers.start_worker(**CHECK, **settings)
+        await goes_on()
+        assert [epoch["number"] for epoch in await story.epochs()] == [1]
+        await assert_invariants(story.ground.scene.database.superuser_url)
+
+
+async def test_another_server(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
+    """A ledger whose epoch began on a server of another system identifier (a dump restored elsewhere) has lost its tail."""
+    async with telling(stoppable_postgres, tmp_path) as story:
+        done = await story.ground.reserve(REFUND)
+        await story.ground.until_state(done, "succeeded")
+        await story.ground.change("update epochs set system_identifier = system_identifier + 1")
+        epoch = await story.until_epoch(2)
+        assert epoch["cause"] == "another system identifier"
+        await story.new()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import asyncpg
 from tests.support.postgres import Database, StoppablePostgres
-from tests.support.processes import wait_until
 
 from outbox_standalone.embedded_postgres import EmbeddedPostgres, PostgresBinaries
 
@@ -142,10 +141,8 @@ def pair(primary: StoppablePostgres, binaries: PostgresBinaries, folder: Path) -
         home, binaries=binaries, password=password, log=folder / "standby.log", settings={"max_connections": "300"}
     )
     standby.prepare()
-    standby.start()
     try:
-        # A standby never says "ready" in its lock file, it says "standby".
-        wait_until(lambda: "standby" in (home / "data" / "postmaster.pid").read_text(), deadline_seconds=60, what="the standby")
+        standby.start_and_wait()
         yield Pair(primary=primary, standby=standby)
     finally:
         standby.stop()

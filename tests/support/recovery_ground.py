@@ -168,7 +168,7 @@ class Ground:
     ) -> NewReservation:
         """Reserve one call whose request meets a fault."""
         self.sandbox.plan(PATHS[tool], fault, times=times, delay_seconds=delay_seconds)
-        return await self.reserve(tool, **input)
+        return await self.reserve(tool, token=None, **input)
 
     async def read(self, row: NewReservation) -> dict[str, Any]:
         """How a reservation stands, with its attempts and its receipt."""

@@ -103,11 +103,11 @@ with last as materialized (
   from last p cross join installation i cross join pg_control_system() s
   returning *
 ), entered as (
-  insert into ledger_entries (organization_id, kind, actor_chain, detail)
-  select o.id, 'epoch', jsonb_build_array($5::text), jsonb_build_object('epoch', r.number, 'cause', r.cause, 'lost_since', r.lost_since,
+  insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+  select v.organization_id, v.id, 'epoch', jsonb_build_array($5::text), jsonb_build_object('epoch', r.number, 'cause', r.cause, 'lost_since', r.lost_since,
     'possibly_lost_until', r.possibly_lost_until, 'timeline', r.timeline, 'system_identifier', r.system_identifier::text,
     'former_timeline', p.timeline, 'former_system_identifier', p.system_identifier::text)
-  from organizations o cross join raised r cross join last p
+  from environments v cross join raised r cross join last p
 )
 select number, lost_since, possibly_lost_until from raised
 """
@@ -200,6 +200,51 @@ with input as (
 )
 select id, state as former_state, next_recover_seconds is null and state <> 'in_doubt' as for_a_person from judged
 """
+
+
+CURRENT = """
+select e.number, e.started_at, e.cause, e.lost_since, e.possibly_lost_until, c.cleared_at, c.cleared_by, c.reason,
+  coalesce(e.possibly_lost_until > now() and c.epoch is null, false) as possibly_lost,
+  (select count(*) from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
+   where o.organization_id = $1 and r.state = 'in_doubt' and r.doubt_cause = $2) as in_doubt
+from (select * from epochs order by number desc limit 1) e
+left join epoch_clearances c on (c.organization_id, c.epoch) = ($1, e.number)
+"""
+
+# Whoever clears an epoch twice finds the first answer; another epoch than the newest is cleared by nobody.
+CLEAR = """
+with cleared as (
+  insert into epoch_clearances (organization_id, epoch, cleared_by, reason)
+  select $1, e.number, $3::jsonb, $4 from (select number from epochs order by number desc limit 1) e where e.number = $2
+  on conflict do nothing
+  returning epoch
+)
+insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+select v.organization_id, v.id, 'epoch-cleared', $3::jsonb, jsonb_build_object('epoch', c.epoch, 'reason', $4)
+from cleared c join environments v on v.organization_id = $1
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochView:
+    """The newest epoch as an organization sees it.
+
+    Attributes:
+        cleared_at, cleared_by, reason: of the organization's own clearance; None where there is none.
+        possibly_lost: its keys first seen are treated as possibly sent.
+        in_doubt: how many of its reservations are in doubt because of a loss.
+    """
+
+    number: int
+    started_at: datetime
+    cause: str
+    lost_since: datetime | None
+    possibly_lost_until: datetime | None
+    cleared_at: datetime | None
+    cleared_by: list[str] | None
+    reason: str | None
+    possibly_lost: bool
+    in_doubt: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -383,3 +428,22 @@ async def suspect(connection: Connection, rows: Sequence[Suspicion], *, lease_se
     names = ["organization_id", "id", "settle_seconds", "recover_seconds", "late_recover_seconds"]
     records = await connection.fetch(SUSPECT, *columns(rows, names), lease_seconds, CAUSE)
     return [record["id"] for record in records]
+
+
+async def current(connection: Connection, organization_id: UUID) -> EpochView:
+    """The newest epoch, as one organization sees it."""
+    record = await connection.fetchrow(CURRENT, organization_id, CAUSE)
+    if record is None:
+        raise LookupError("the ledger has no epoch: its migrations are not complete")
+    return EpochView(**record)
+
+
+async def clear(connection: Connection, organization_id: UUID, number: int, *, actor_chain: list[str], reason: str) -> None:
+    """Say for an organization that nothing of its was lost when an epoch began: keys first seen are new again.
+
+    Args:
+        number: of the newest epoch; nothing is cleared where it is another one by now, or cleared already.
+        actor_chain: who says so.
+        reason: why, in the person's words.
+    """
+    await connection.execute(CLEAR, organization_id, number, actor_chain, reason)

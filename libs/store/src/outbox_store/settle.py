@@ -131,7 +131,7 @@ with input as (
         ) then 'settled' else 'again' end
       when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'late'
       when l.outcome = 'succeeded' and l.state in ('awaiting_review', 'reserved') and not exists (
-        select from attempts a where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
+        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
       ) then 'unknown-attempt'
       when l.outcome = 'succeeded' then 'contradiction'
       when l.outcome = 'unsent' and l.state = 'in_doubt' and l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = 'unknown'
@@ -187,7 +187,7 @@ with input as (
     -- An attempt that the ledger has lost is not there to be named; the one that stands for it is.
     settled_attempt_id = case
       when j.next_state <> 'succeeded' then null
-      when exists (select from attempts a where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)) then j.attempt_id
+      when exists (select from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id)) then j.attempt_id
       else r.last_attempt_id
     end,
     settled_at = case when j.next_state in ('succeeded', 'failed') then now() end,
@@ -243,7 +243,8 @@ with input as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
   select j.organization_id, j.receipt_id, j.id,
-    coalesce((select a.id from attempts a where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)), j.last_attempt_id),
+    (select case when a.id is null then j.last_attempt_id when a.reservation_id = j.id then a.id end
+      from (select) one left join attempts a on (a.organization_id, a.id) = (j.organization_id, j.attempt_id)),
     j.environment_id, j.provider, n.name, j.tool, j.contract_version,
     j.receipt_reference, j.confidence,
     (select jsonb_agg(e || jsonb_build_object('at', now())) from jsonb_array_elements(j.evidence::jsonb) e), j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency
