@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+from tests.integration.api.test_client_executed import charge, opened, settled
 from tests.integration.api.test_doubts_commands import outbox
 from tests.support import processes
 from tests.support.api import RunningApi, Scene, problem_of, refund, start_api
+from tests.support.invariants import assert_invariants
 from tests.support.postgres import Database, PostgresServer
 
 from outbox_domain.reservation import State
@@ -120,6 +122,34 @@ async def test_the_commands(api: RunningApi, scene: Scene) -> None:
     cleared = outbox(api, scene.admin_key, "epoch", "clear", "--expect", str(number), "--reason", REASON)
     assert f"member:admin@example.com: {REASON}" in cleared
     assert "the newest epoch" in outbox(api, scene.admin_key, "epoch", "clear", "--expect", "99", "--reason", REASON, code=1)
+
+
+async def test_a_client_repeats_what_was_lost(api: RunningApi, scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Class A is handed over as recovering, under the provider key of the lost attempt; until Postgres was compared nothing is given."""
+    first = await opened(agent, charge("o-lost"))
+    async with scene.connection() as connection:
+        await connection.execute("delete from ledger_entries where reservation_id = $1", UUID(first["reservation_id"]))
+        await connection.execute("delete from reservations where id = $1", UUID(first["reservation_id"]))
+        await raised(scene)
+        await connection.execute("update instances set started_at = started_at - interval '1 hour'")
+        problem_of(await agent.post("/v1/reservations", json=charge("o-lost")), 503, "unavailable")
+        assert await scene.fetch("select id from reservations where {own}") == []
+        await connection.execute("update instances set started_at = pg_postmaster_start_time()")
+    again = await opened(agent, charge("o-lost"))
+    assert (again["attempt"]["recovering"], again["attempt"]["number"]) == (True, 2)
+    assert again["attempt"]["provider_key"] == first["attempt"]["provider_key"]
+    told = await settled(agent, again, result={"id": "ch_1"})
+    assert told.json()["state"] == "succeeded"
+    await assert_invariants(scene.database.superuser_url)
+
+
+async def test_a_client_of_class_c_is_held(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Nobody can say whether it was done before, so nothing is handed out: a person decides."""
+    await raised(scene)
+    contract = {"key": "charge:{order}", "class": "C", "owner": "billing", "receipt": "id"}
+    body = charge("o-c", contract=contract, time_limit_seconds=5)
+    problem = problem_of(await agent.post("/v1/reservations", json=body), 409, "in-doubt")
+    assert problem["doubt"]["cause"] == "epoch"
 
 
 async def test_a_model_is_told_of_the_loss(scene: Scene, agent: httpx2.AsyncClient) -> None:

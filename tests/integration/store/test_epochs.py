@@ -12,7 +12,7 @@ from tests.support.ledger import TRIES_MAX, claim_of, claimed, settled, settleme
 from outbox_domain.epoch import Mark, Witness
 from outbox_domain.reservation import Outcome, State
 from outbox_store import epochs
-from outbox_store.claim import Claimed, NotClaimed, claim
+from outbox_store.claim import Claimed, ClaimedByClient, NotClaimed, claim, claim_by_client
 from outbox_store.epochs import Suspicion, Times
 from outbox_store.reserve import NewReservation, Won, reserve
 from outbox_store.resolve import Resolution, Resolved, resolve
@@ -280,6 +280,35 @@ async def test_the_window_begins_when_the_tail_was_lost(own_store: Store) -> Non
     assert await refused(own_store, row) == "no-resend"
     await own_store.owner.execute("update reservations set possible_send_at = now() - interval '22 hours'")
     assert (await claimed(own_store.worker, row)).resend is True
+
+
+async def test_what_clients_carry_out(own_store: Store) -> None:
+    """A worker puts a client's attempt in doubt for its handler's time too, and leaves what is reserved to the API, which suspects it."""
+    row, waiting = await reserved(own_store, executor="client"), await reserved(own_store, executor="client")
+    by_client: dict[str, Any] = {"executor": "client", "actor_id": own_store.world.actor_id}
+    opened = await claim_by_client(own_store.api, claim_of(row, time_limit_seconds=300.0, **by_client))
+    assert isinstance(opened, ClaimedByClient)
+    raised = await lose(own_store)
+    assert raised is not None
+    assert raised.suspected == 1
+    found = await own_store.reservation(row.id)
+    assert found["state"] == "in_doubt"
+    assert found["absence_counts_at"] >= opened.lease_until + timedelta(seconds=300 + TIMES.settle_seconds)
+    assert (await own_store.reservation(waiting.id))["state"] == "reserved"
+    refusal = await claim_by_client(own_store.api, claim_of(waiting, **by_client))
+    assert refusal == NotClaimed(reservation_id=waiting.id, reason="possibly-sent")
+    suspicion = Suspicion(
+        organization_id=waiting.organization_id,
+        id=waiting.id,
+        settle_seconds=2.0,
+        recover_seconds=60.0,
+        late_recover_seconds=60.0,
+    )
+    assert await epochs.suspect(own_store.api, [suspicion], lease_seconds=LEASE_SECONDS) == [waiting.id]
+    again = await claim_by_client(own_store.api, claim_of(waiting, **by_client))
+    assert isinstance(again, ClaimedByClient)
+    assert (again.number, again.resend, again.generation) == (2, True, 0)
+    await own_store.assert_invariants()
 
 
 async def test_two_losses_in_a_row(own_store: Store) -> None:

@@ -112,10 +112,12 @@ with last as materialized (
 select number, lost_since, possibly_lost_until from raised
 """
 
+# What is reserved for a client is suspected when a client asks for it: a worker opens no attempt of a client's, not even a supposed one.
 OPEN = """
-select r.organization_id, r.id, r.tool, r.contract_version
+select r.organization_id, r.id, r.tool, r.contract_version, r.executor,
+  extract(epoch from r.not_after - now())::float8 as not_after_seconds
 from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
-where r.state in ('reserved', 'executing', 'in_doubt')
+where r.state in ('executing', 'in_doubt') or r.state = 'reserved' and r.executor = 'gateway'
 order by r.organization_id, r.id
 """
 
@@ -169,7 +171,8 @@ with input as (
     doubt_cause = case when j.state = 'in_doubt' then r.doubt_cause else $7 end,
     absence_counts_at = greatest(r.absence_counts_at,
       greatest(j.started_at + make_interval(secs => $6),
-        (select a.lease_until from attempts a where j.state = 'executing' and (a.organization_id, a.id) = (j.organization_id, j.open_attempt_id)))
+        (select a.lease_until + make_interval(secs => greatest(a.time_limit_seconds, a.lease_seconds, 0)) from attempts a
+          where j.state = 'executing' and (a.organization_id, a.id) = (j.organization_id, j.open_attempt_id)))
       + make_interval(secs => j.settle_seconds)),
     generation = case
       when r.attempts > 0 then r.generation
@@ -394,13 +397,17 @@ async def raise_epoch(
     rows = []
     for record in await connection.fetch(OPEN):
         said = times.get((record["organization_id"], record["tool"], record["contract_version"]), unreadable)
+        again, late = said.recover_seconds, said.late_recover_seconds
+        if record["executor"] == "client":
+            # The next caller ends it, until its time is over; nobody looks into it by himself before.
+            again = late = record["not_after_seconds"] if record["not_after_seconds"] > 0 else None
         rows.append(
             Suspicion(
                 organization_id=record["organization_id"],
                 id=record["id"],
                 settle_seconds=said.settle_seconds,
-                recover_seconds=said.recover_seconds,
-                late_recover_seconds=said.late_recover_seconds,
+                recover_seconds=again,
+                late_recover_seconds=late,
             )
         )
     suspected = await suspect(connection, rows, lease_seconds=lease_seconds)
