@@ -18,7 +18,7 @@ from outbox_store.reserve import NewReservation, Won, reserve
 from outbox_store.resolve import Resolution, Resolved, resolve
 from outbox_store.settle import Settled, settle
 
-TIMES = Times(settle_seconds=2.0, recover_seconds=0.5, late_recover_seconds=0.5)
+TIMES = Times(settle_seconds=2.0, recover_seconds=0.0, late_recover_seconds=0.0)
 LEASE_SECONDS = 10.0
 
 
