@@ -177,8 +177,8 @@ with input as (
     generation = case
       when r.attempts > 0 then r.generation
       else (
-        select coalesce(max(f.generation) + 1, 0) from reservations f
-        where f.refusal_stored
+        select coalesce(max(f.generation + f.refusal_stored::int), 0) from reservations f
+        where (f.refusal_stored or f.generation > 0)
           and (f.organization_id, f.project_id, f.environment_id, f.connection_id, f.tool, f.scope, f.operation_key, f.occurrence)
             = (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key, j.occurrence))
     end,
