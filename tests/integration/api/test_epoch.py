@@ -124,8 +124,9 @@ async def test_the_commands(api: RunningApi, scene: Scene) -> None:
     assert "the newest epoch" in outbox(api, scene.admin_key, "epoch", "clear", "--expect", "99", "--reason", REASON, code=1)
 
 
-async def test_a_client_repeats_what_was_lost(api: RunningApi, scene: Scene, agent: httpx2.AsyncClient) -> None:
+async def test_a_client_repeats_what_was_lost(scene: Scene, admin: httpx2.AsyncClient, agent: httpx2.AsyncClient) -> None:
     """Class A is handed over as recovering, under the provider key of the lost attempt; until Postgres was compared nothing is given."""
+    await admin.post("/v1/epoch/clear", json={"epoch": await raised(scene), "reason": REASON})
     first = await opened(agent, charge("o-lost"))
     async with scene.connection() as connection:
         await connection.execute("delete from ledger_entries where reservation_id = $1", UUID(first["reservation_id"]))
