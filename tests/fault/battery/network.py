@@ -39,7 +39,7 @@ class Held:
         """Waits until so many have reached the edge, or the deadline; returns who has."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_seconds
-        while len(found := await self.tokens()) < number and loop.time() < end:
+        while len(found := await self.tokens()) < number and loop.time() < end:  # noqa: ASYNC110 - another process knows
             await asyncio.sleep(0.01)
         return found
 

@@ -276,9 +276,14 @@ class Connection:
     def _reached(self, hold: Hold, lane: Lane) -> None:
         if hold.released:
             # The answer of a request whose hold was given up before it came.
-            asyncio.get_running_loop().call_soon(lambda: lane.hold is hold and lane.go_on(deliver=True))
+            asyncio.get_running_loop().call_soon(self._pass_by, lane, hold)
         else:
             hold.held[self.token or f"?{id(self)}"] = self
+
+    @staticmethod
+    def _pass_by(lane: Lane, hold: Hold) -> None:
+        if lane.hold is hold:
+            lane.go_on(deliver=True)
 
     def release(self, hold: Hold, *, deliver: bool) -> None:
         """Let what this hold stopped go on."""
@@ -361,7 +366,7 @@ def _reset(transport: asyncio.Transport | None) -> None:
 class Link:
     """One port in front of one server."""
 
-    def __init__(self, proxy: "Proxy", name: str, protocol: wire.Protocol_, upstream: tuple[str, int]) -> None:
+    def __init__(self, proxy: "Proxy", name: str, protocol: wire.Speech, upstream: tuple[str, int]) -> None:
         """Nothing listens yet."""
         self.proxy = proxy
         self.name = name
@@ -506,7 +511,7 @@ async def serve(ready_file: Path, parent: int) -> None:
     draft = ready_file.with_suffix(".draft")
     draft.write_text(str(server.sockets[0].getsockname()[1]))
     draft.rename(ready_file)
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of a parent's end
         await asyncio.sleep(PARENT_CHECK_SECONDS)
 
 

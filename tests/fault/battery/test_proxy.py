@@ -84,6 +84,12 @@ async def connected(network: Network, server: Server) -> tuple[asyncio.StreamRea
     return reader, writer
 
 
+async def one_byte(network: Network) -> bytes:
+    """What a new connection says first; the reset may come before the connecting has ended, or after."""
+    reader, _ = await asyncio.open_connection("127.0.0.1", network.ports["a-b"])
+    return await reader.read(1)
+
+
 async def test_reset_ends_both_sides(network: Network, server: Server) -> None:
     """reset: both sides are reset, new connections too, until it ends."""
     reader, _ = await connected(network, server)
@@ -92,9 +98,7 @@ async def test_reset_ends_both_sides(network: Network, server: Server) -> None:
         await reader.read(1)
     await until(lambda: server.ends == ["reset"])
     with pytest.raises(ConnectionResetError):
-        # The reset may come before the connecting has ended, or after.
-        refused, _ = await asyncio.open_connection("127.0.0.1", network.ports["a-b"])
-        await refused.read(1)
+        await one_byte(network)
     await network.heal(["a-b"])
     await connected(network, server)
 

@@ -16,7 +16,7 @@ _UUID7 = re.compile(rb"\x00\x00\x00\x10(.{6}[\x70-\x7f].{9})", re.DOTALL)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _SSL_REQUEST, _CANCEL_REQUEST, _GSS_REQUEST = 80877103, 80877102, 80877104
 
-Protocol_ = Literal["postgres", "http", "raw"]
+Speech = Literal["postgres", "http", "raw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,12 @@ class Http:
             yield Frame(request, head.split(b" ", 1)[0].decode("latin-1"))
 
 
-def framer(protocol: Protocol_) -> Framer:
+def framer(protocol: Speech) -> Framer:
     """A framer for one connection."""
-    return {"postgres": Postgres, "http": Http, "raw": Raw}[protocol]()
+    match protocol:
+        case "postgres":
+            return Postgres()
+        case "http":
+            return Http()
+        case _:
+            return Raw()
