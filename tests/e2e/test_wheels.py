@@ -1,53 +1,22 @@
 """The product as a user installs it: wheels into an empty environment, used in an empty folder, far from the workspace."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import wheels
 from tests.support.processes import ChildProcess, start_command
 
 pytestmark = pytest.mark.timeout(900)
 """The first test that asks for the environment pays for building it, and for downloads where nothing is cached yet."""
 
-ROOT = Path(__file__).parents[2]
-UV = ROOT / ".ci" / "uv"
-MEMBERS_MIN = 9
-INSTALL_SECONDS = 600.0
-
-
-def uv(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs uv from the cache alone; who has never downloaded a package before gets it from the registry."""
-    command = [str(part) for part in (UV, *arguments)]
-    offline = subprocess.run([*command, "--offline"], cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if offline.returncode == 0:
-        return offline
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-
-
-def succeed(done: subprocess.CompletedProcess[str]) -> None:
-    """Fails with the output of a command that failed."""
-    assert done.returncode == 0, done.stdout + done.stderr
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `outbox` command of an empty environment into which nothing but the wheels and what they need was installed."""
-    folder = tmp_path_factory.mktemp("wheels")
-    succeed(uv("build", "--quiet", "--all-packages", "--wheel", "--out-dir", folder / "dist"))
-    wheels = sorted((folder / "dist").glob("*.whl"))
-    assert len(wheels) >= MEMBERS_MIN
-    # The versions of the lock, so that this tests our wheels and not what was released this morning.
-    selection = ("--package", "agent-outbox", "--extra", "local", "--no-dev", "--no-emit-workspace")
-    succeed(uv("export", "--quiet", "--locked", "--no-hashes", *selection, "--output-file", folder / "requirements.txt"))
-    succeed(uv("venv", "--quiet", "--python", sys.executable, folder / "environment"))
-    python = folder / "environment" / "bin" / "python"
-    succeed(uv("pip", "install", "--quiet", "--python", python, "-r", folder / "requirements.txt"))
-    succeed(uv("pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", *wheels))
-    return folder / "environment" / "bin" / "outbox"
+    """The `outbox` command of an environment of wheels."""
+    return wheels.installed(tmp_path_factory) / "outbox"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +44,10 @@ def outbox(installed: Path, folder: Path, *arguments: str, env: dict[str, str] |
 def test_lists_every_command(installed: Path, tmp_path: Path) -> None:
     """`outbox --help` shows the commands of all installed members."""
     shown = outbox(installed, tmp_path, "--help")
-    assert all(command in shown for command in ("up", "demo", "migrate", "doctor", "tail", "receipts", "doubts", "explain"))
+    assert all(
+        command in shown
+        for command in ("up", "demo", "migrate", "doctor", "tail", "receipts", "doubts", "explain", "conformance")
+    )
 
 
 def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
@@ -90,6 +62,13 @@ def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], t
     env = {"OUTBOX_URL": running["url"], "OUTBOX_KEY": running["admin_key"]}
     assert reference in outbox(installed, tmp_path, "receipts", "--json", env=env)
     assert "refund:pi_wheel:case-1" in outbox(installed, tmp_path, "tail", env=env)
+
+
+def test_conforms(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
+    """`outbox conformance` of the wheel tests the installed server; what it finds kept is kept."""
+    (tmp_path / "ready.json").write_text(json.dumps(running))
+    shown = outbox(installed, tmp_path, "conformance", "--ready-file", "ready.json", "--only", "lost-reply", "--only", "webhooks")
+    assert "2 kept, 0 broken, 0 not made." in shown
 
 
 def test_migrates(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.rules.house import ROOT, defined_names, module_name, tracked_files
+from tests.support.pages import READ, RUN, SHOWN, blocks, documented
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 REFERENCE = re.compile(r"`([\w./-]+\.py)::([\w.]+)`")
@@ -156,3 +157,25 @@ def test_names_of_modules_come_from_paths() -> None:
     source = ROOT / "libs" / "domain" / "src"
     assert module_name(source / "outbox_domain" / "__init__.py", source) == "outbox_domain"
     assert module_name(source / "outbox_domain" / "errors.py", source) == "outbox_domain.errors"
+
+
+def test_every_block_says_its_language() -> None:
+    """Every fenced block names a language of which is known whether it is run, read or only shown."""
+    found = [block for page in documented() for block in blocks(page)]
+    fences = sum(len(re.findall(r"^```", page.read_text(encoding="utf-8"), re.MULTILINE)) for page in documented())
+    assert fences == 2 * len(found)
+    assert [
+        f"{block.page}:{block.line} {block.language!r}" for block in found if block.language not in (*RUN, *READ, *SHOWN)
+    ] == []
+
+
+def test_every_promise_names_its_assumptions_and_its_tests() -> None:
+    """Each row of docs/guarantees.md names at least one test and only assumptions that the page states."""
+    page = ROOT / "docs" / "guarantees.md"
+    stated = {row[0] for row in table_below(page, "Assumptions")}
+    assert len(stated) >= 10
+    promises = table_below(page, "Promises")
+    assert len(promises) >= 20
+    for promise, _, rests_on, held_by in promises:
+        assert REFERENCE.search(held_by), promise
+        assert set(re.findall(r"\b[A-Z]\d\b", rests_on)) <= stated, promise

@@ -224,6 +224,13 @@ class OutOfScopeError(OutboxError):
     action = "never"
 
 
+class InvalidSignatureError(OutboxError):
+    """The webhook is not signed as its connection signs, or too long ago."""
+
+    code = "invalid-signature"
+    action = "never"
+
+
 # The decision.
 
 
@@ -291,6 +298,55 @@ class ContradictionError(OutboxError):
 
     code = "contradiction"
     action = "ask-human"
+
+
+class ObjectBusyError(OutboxError):
+    """Another operation on the same object is not finished."""
+
+    code = "object-busy"
+    action = "wait"
+
+
+class OccurrenceOpenError(OutboxError):
+    """An earlier occurrence of the same operation is not finished."""
+
+    code = "occurrence-open"
+    action = "wait"
+
+
+class RunBlockedError(OutboxError):
+    """An effect of this run is in doubt, and nothing new is begun in it until that is over."""
+
+    code = "run-blocked"
+    action = "wait"
+
+
+class NotInDoubtError(OutboxError):
+    """There is no doubt that could be answered."""
+
+    code = "not-in-doubt"
+    action = "never"
+
+
+class AbsenceTooEarlyError(OutboxError):
+    """That it did not happen does not count yet."""
+
+    code = "absence-too-early"
+    action = "wait"
+
+
+class RecoveryDueError(OutboxError):
+    """Automatic recovery has not ended yet."""
+
+    code = "recovery-due"
+    action = "wait"
+
+
+class CountDiffersError(OutboxError):
+    """There are not as many as expected."""
+
+    code = "count-differs"
+    action = "change-input"
 
 
 class VoidedError(OutboxError):
@@ -376,6 +432,7 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             KeyExpiredError,
             KeyRevokedError,
             OutOfScopeError,
+            InvalidSignatureError,
             PolicyDeniedError,
             ReviewRequiredError,
             ReviewDeniedError,
@@ -385,6 +442,13 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             ProviderRefusedError,
             InDoubtError,
             ContradictionError,
+            ObjectBusyError,
+            OccurrenceOpenError,
+            RunBlockedError,
+            NotInDoubtError,
+            AbsenceTooEarlyError,
+            RecoveryDueError,
+            CountDiffersError,
             VoidedError,
             ProviderUnreachableError,
             FailedError,
@@ -414,6 +478,9 @@ REFUSALS: frozenset[str] = frozenset(
         "quota-exceeded",
         "stopped",
         "conflict",
+        "object-busy",
+        "occurrence-open",
+        "run-blocked",
         "provider-refused",
         "voided",
         "provider-unreachable",
