@@ -22,6 +22,7 @@ async def test_nothing_happens_twice_and_nothing_is_lost(tmp_path: Path) -> None
     print(f"seed {seed}")
     async with running(tmp_path) as ground:
         run = Run(ground, seed=seed)
+        await run.warm_up()
         # Each kind of part is struck at least once; which of its nemeses, and at which edge, is the seed's choice.
         dice = random.Random(seed)
         kinds = ("api", "worker", "postgres", "redis", "caller-api", "worker-provider", "worker-postgres")

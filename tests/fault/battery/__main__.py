@@ -44,6 +44,7 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
         began = said = time.monotonic()
         with (folder / "history.jsonl").open("w") as file:
             run = Run(ground, seed=seed, history=History(file=file))
+            await run.warm_up()
             for round in schedule.rounds(seed, operations_per_round=arguments.per_round, nemeses=chosen):
                 minutes = (time.monotonic() - began) / 60
                 if run.history.ended >= arguments.operations or (arguments.minutes is not None and minutes > arguments.minutes):

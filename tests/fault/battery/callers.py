@@ -9,7 +9,7 @@ from typing import IO, Any
 
 CALL_SECONDS = 12.0
 WAIT_SECONDS = 7
-PAUSE_SECONDS = 0.15
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.2, 3.0
 PATIENCE_SECONDS = 60.0
 TRIES_MAX = 60
 
@@ -130,7 +130,7 @@ async def ask(history: History, port: int, wanted: Wanted, process: int) -> str:
     """Repeats a call until its answer is final; returns its last word: `ok`, `fail` or `info`."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     headers = {"Authorization": f"Bearer {wanted.key}", "Content-Type": "application/json", "Prefer": f"wait={WAIT_SECONDS}"}
-    last = "info"
+    last, pause = "info", PAUSE_SECONDS
     for _ in range(TRIES_MAX):
         more = {"conflicting": True} if wanted.conflicting else {}
         of = history.invoke(process, wanted.token, **more)
@@ -155,5 +155,7 @@ async def ask(history: History, port: int, wanted: Wanted, process: int) -> str:
                 return last
         if time.monotonic() >= give_up:
             return last
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(pause)
+        # An API that is away refuses at once: a crowd that asked without pause would only count refusals.
+        pause = min(pause * 1.7, PAUSE_SECONDS_MAX)
     return last

@@ -53,14 +53,21 @@ API_POOL, WORKER_POOL = 24, 24
 HOST = "127.0.0.1"
 
 
-def quick(contract: ToolContract, *, forgetful: bool, settle: timedelta = SETTLE, **changes: Any) -> ToolContract:
-    """A shipped contract with short times; of a provider that forgets its keys soon, if it is said to be `forgetful`."""
+def quick(contract: ToolContract, *, settle: timedelta = SETTLE, within: timedelta | None = None, **changes: Any) -> ToolContract:
+    """A shipped contract with short times.
+
+    Args:
+        contract: as it is shipped.
+        settle: of its look-up.
+        within: the window of its resends, the contract's own unless given.
+        changes: of further members.
+    """
     recovery: list[Any] = []
     for rule in contract.recovery:
         if isinstance(rule, LookupRule):
             recovery.append(rule.model_copy(update={"settle": settle}))
-        elif isinstance(rule, ResendRule) and forgetful:
-            recovery.append(rule.model_copy(update={"within": WINDOW_NEARLY_OVER}))
+        elif isinstance(rule, ResendRule) and within is not None:
+            recovery.append(rule.model_copy(update={"within": within}))
         else:
             recovery.append(rule)
     request = contract.request.model_copy(update={"deadline": DEADLINE})
@@ -283,17 +290,17 @@ def _connected_to(process_id: int, port: int) -> bool:
     return False
 
 
-async def make_tenant(ground: Ground, name: str, *, number: int, **contract_changes: Any) -> Tenant:
-    """An organization whose providers are one sandbox, with so many connections to each."""
-    link = "worker-forgetful" if name == "forgetful" else "worker-provider"
+async def make_tenant(ground: Ground, provider_of_all: str, *, number: int, **contract_changes: Any) -> Tenant:
+    """An organization whose providers are one sandbox, with so many connections to each; `contract_changes` are of `quick`."""
+    link = "worker-forgetful" if provider_of_all == "forgetful" else "worker-provider"
     base_url = f"http://{HOST}:{ground.network.ports[link]}"
     scene = await make_scene(ground.database, ground.wrapping_key, base_url=base_url)
-    contracts = [quick(one, forgetful=name == "forgetful", **contract_changes) for one in shipped()]
+    contracts = [quick(one, **contract_changes) for one in shipped()]
     vault = await scene.vault()
     names: dict[str, list[str]] = {}
     webhooks: dict[str, Webhook] = {}
     # Checked before the connection is opened: a contract that the linter refuses would test nothing.
-    refused = [problem for one in contracts if not contract_changes for problem in lint(one)]
+    refused = [problem for one in contracts if contract_changes.get("settle") != timedelta(0) for problem in lint(one)]
     assert refused == []
     async with scene.connection() as connection, connection.transaction():
         await tool_contracts.install(
@@ -337,7 +344,6 @@ async def running(
     unguarded: str | None = None,
     without: str | None = None,
     settings: Mapping[str, str] | None = None,
-    **contract_changes: Any,
 ) -> AsyncIterator[Ground]:
     """A ground for this block.
 
@@ -348,7 +354,6 @@ async def running(
         unguarded: a guard that `tests.fault.battery.unguarded` takes out of API and workers.
         without: SQL of a superuser that takes a guard out of the schema.
         settings: of the workers, replacing ours.
-        contract_changes: for `quick`, instead of the ordinary times.
     """
     async with contextlib.AsyncExitStack() as stack:
         network = await stack.enter_async_context(network_running(folder))
@@ -393,8 +398,8 @@ async def running(
                 await network.link(f"{who}-redis", "raw", HOST, redis.port)
         for link, sandbox in (("worker-provider", "ordinary"), ("worker-forgetful", "forgetful")):
             await network.link(link, "http", HOST, urlsplit(sandboxes[sandbox]).port or 0)
-        for name in ("ordinary", "forgetful"):
-            ground.tenants[name] = await make_tenant(ground, name, number=connections_each, **contract_changes)
+        ground.tenants["ordinary"] = await make_tenant(ground, "ordinary", number=connections_each)
+        ground.tenants["forgetful"] = await make_tenant(ground, "forgetful", number=connections_each, within=WINDOW_NEARLY_OVER)
         if without is not None:
             async with ground.tenants["ordinary"].scene.connection() as connection:
                 await connection.execute(without)

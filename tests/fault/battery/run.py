@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 import time
 from collections import Counter, defaultdict
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import Any
 
-from tests.fault.battery import callers, nemeses
+from tests.fault.battery import callers, nemeses, schedule
 from tests.fault.battery.callers import History, Wanted
 from tests.fault.battery.checker import Evidence, Reservation, Violation, check
 from tests.fault.battery.ground import Ground
@@ -31,7 +32,7 @@ from tests.support.invariants import violations
 REST_SECONDS = 120.0
 QUIET_SECONDS = 0.3
 HELD_MAX = 20
-OPEN_MAX = 100
+OPEN_MAX = 150
 """Operations under way at once; a round waits until there are fewer. More would measure the machine and not the product."""
 
 TOKEN = re.compile(r"op[0-9a-f]{16}")
@@ -141,6 +142,14 @@ class Run:
         """Plans the operation's fault and starts its callers."""
         self.operations[operation.token] = operation
         self._spawn(self._operate(operation))
+
+    async def warm_up(self, number: int = 12) -> None:
+        """Operations that meet nothing, until they are done: a process that has just begun is slow, and slow is not struck."""
+        dice = random.Random(self.seed + 1)
+        for _ in range(number):
+            self.begin(schedule.operation(dice, "none"))
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -279,12 +288,11 @@ class Run:
                 return  # The checker names what is left and why it must not be.
             await asyncio.sleep(0.3)
 
-    async def result(self, *, progress_min: float) -> Result:
-        """Everything that is known, judged."""
+    async def evidence(self) -> Evidence:
+        """Everything that is known of what was recorded, made and written down."""
         scene = self.ground.tenants["ordinary"].scene
         rows = await scene.fetch(RESERVATIONS)
         contradicted = frozenset(row["reference"] for row in await scene.fetch(CONTRADICTED))
-        attempts = await scene.fetch(ATTEMPTS)
         effects: dict[str, list[str]] = defaultdict(list)
         for sandbox in self.ground.sandboxes:
             for effect in await self.control(sandbox, "effects"):
@@ -304,7 +312,7 @@ class Run:
             )
         async with scene.connection() as connection:
             broken = await violations(connection)
-        evidence = Evidence(
+        return Evidence(
             history=self.history.events,
             effects=effects,
             reservations=reservations,
@@ -312,8 +320,13 @@ class Run:
             vouched=await self._vouched(effects),
             invariants=broken,
         )
+
+    async def result(self, *, progress_min: float) -> Result:
+        """All of it, judged, and put into the table."""
+        scene = self.ground.tenants["ordinary"].scene
+        evidence = await self.evidence()
         found = check(evidence, progress_min=progress_min)
-        return await self._judged(evidence, found, rows, attempts)
+        return await self._judged(evidence, found, await scene.fetch(RESERVATIONS), await scene.fetch(ATTEMPTS))
 
     async def _vouched(self, effects: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """References of effects that there never were, and that the provider told of under its signature."""
