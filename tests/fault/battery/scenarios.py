@@ -109,7 +109,7 @@ async def settle_time(of: Script) -> None:
     await of.plan("slow-commit", delay_seconds=7.0)
     await of.ask()
     # What was sent again must not end the script before the provider has committed what was sent first.
-    await asyncio.sleep(2.0)
+    await asyncio.sleep(6.0)
 
 
 async def send_by(of: Script) -> None:
