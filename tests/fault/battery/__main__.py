@@ -19,6 +19,8 @@ from tests.fault.battery.run import Result, Run, empty_cells
 PROGRESS_MIN = 0.5
 SAY_EVERY_SECONDS = 30.0
 VIOLATIONS_SHOWN = 40
+REPEATED = ("operations", "minutes", "per_round", "connections", "disk_megabytes", "nemeses")
+"""The options that a run is repeated with, beside its seed."""
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,7 +61,10 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
             await run.rest()
         result = await run.result(progress_min=PROGRESS_MIN)
         if arguments.evidence is not None:
-            command = f'make fault-battery ARGS="{" ".join(sys.argv[1:])}"'
+            # Where its files lie is of no interest to who repeats the run.
+            told = {name: value for name, value in vars(arguments).items() if name in REPEATED and value is not None}
+            options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in {**told, "seed": seed}.items())
+            command = f'make fault-battery ARGS="{options}"'
             redis = None if ground.redis is None else ground.redis.version
             versions = report.versions(ground.postgres.binaries.version, redis)
             arguments.evidence.parent.mkdir(parents=True, exist_ok=True)
