@@ -57,11 +57,10 @@ def resend_margin() -> None:
     """A resend needs nothing of the provider's window beyond its own deadline."""
     import outbox_worker.recover as recover
 
-    # By its name in a string: the module imports it, and does not offer it.
-    name = "RESEND_MARGIN_SECONDS"
-    if not hasattr(recover, name):
+    # By its name: the module imports it, and does not offer it.
+    if "RESEND_MARGIN_SECONDS" not in vars(recover):
         raise SystemExit("the margin of a resend no longer has this name")
-    setattr(recover, name, 0.0)
+    vars(recover)["RESEND_MARGIN_SECONDS"] = 0.0
 
     recover.RESEND_MARGIN_SECONDS = 0.0  # type: ignore[misc]
 
