@@ -62,8 +62,6 @@ def resend_margin() -> None:
         raise SystemExit("the margin of a resend no longer has this name")
     vars(recover)["RESEND_MARGIN_SECONDS"] = 0.0
 
-    recover.RESEND_MARGIN_SECONDS = 0.0  # type: ignore[misc]
-
 
 GUARDS: dict[str, Callable[[], None]] = {
     made.__name__: made for made in (attempt_check, own_attempt, digest_check, send_by, resend_margin)
