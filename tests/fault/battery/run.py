@@ -31,8 +31,8 @@ from tests.support.invariants import violations
 
 REST_SECONDS = 120.0
 QUIET_SECONDS = 0.3
-HELD_MAX = 20
-OPEN_MAX = 150
+HELD_MAX = 15
+OPEN_MAX = 70
 """Operations under way at once; a round waits until there are fewer. More would measure the machine and not the product."""
 
 TOKEN = re.compile(r"op[0-9a-f]{16}")

@@ -112,8 +112,8 @@ class SentWebhook:
 def read_webhook(members: Mapping[str, object]) -> WebhookPlan:
     """A plan from the members of a control request: `mode`, `url`, `secret`, and either `path` or `effect`.
 
-    `delay_seconds` (default 0), `times` (default 1) and `containing` may be left out. Raises `MalformedWebhook` naming the first member that is
-    unknown, missing or of the wrong kind.
+    `delay_seconds` (default 0), `times` (default 1) and `containing` may be left out. Raises `MalformedWebhook` naming the first
+    member that is unknown, missing or of the wrong kind.
     """
     unknown = sorted(set(members) - {"mode", "path", "effect", "url", "secret", "delay_seconds", "times", "containing"})
     if unknown:
