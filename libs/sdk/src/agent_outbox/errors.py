@@ -595,6 +595,20 @@ class UnexpectedAnswerError(OutboxError):
     action = "never"
 
 
+class BadHandlerError(OutboxError, TypeError):
+    """The handler or probe cannot be called with an effect; nothing was reserved."""
+
+    code = "bad-handler"
+    action = "change-input"
+
+
+class SpoolFullError(OutboxError):
+    """Too much waits to be delivered to the gateway; nothing new is begun."""
+
+    code = "spool-full"
+    action = "wait"
+
+
 class NotFinishedError(OutboxError):
     """The call has no end yet."""
 

@@ -74,6 +74,7 @@ class ProbeFirst:
 
     Attributes:
         attempt_id: about which attempt.
+        provider_key, marker: what that attempt was given to show the provider.
         times: how many absences prove it.
         absence_counts_at: from when one counts.
         again_seconds: how long to wait between two that count.
@@ -81,6 +82,8 @@ class ProbeFirst:
 
     reserved: Reserved
     attempt_id: UUID
+    provider_key: str | None
+    marker: str | None
     times: int
     absence_counts_at: datetime | None
     again_seconds: float
@@ -315,11 +318,16 @@ async def _open(
 async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: LookupRule) -> ProbeFirst | None:
     async with acquire(api.pool) as connection:
         view = await reservations.view(connection, key.organization_id, reserved.id)
-    if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
+        if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
+            return None
+        attempt = await client_attempts.find(connection, key.organization_id, reserved.id, view.last_attempt_id)
+    if attempt is None:
         return None
     return ProbeFirst(
         reserved=reserved,
-        attempt_id=view.last_attempt_id,
+        attempt_id=attempt.id,
+        provider_key=attempt.provider_key,
+        marker=attempt.marker,
         times=rule.times,
         absence_counts_at=view.absence_counts_at,
         again_seconds=between_absences_seconds(rule),
