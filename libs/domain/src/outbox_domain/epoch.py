@@ -4,7 +4,7 @@ A database that was restored from a backup, or a standby that was promoted befor
 newest reservations, although their requests were sent. Three things show it: another server's identity, another timeline of the
 same one (a promotion or a recovery to a point in time), and a *mark*: what a worker has seen committed, kept elsewhere.
 A mark that is old or gone is only weaker; none is ever a reason to believe that nothing was lost.
-Source: design section 4 (Epoch), `interfaces.md` section 11, model README hole 3, ADR 0014.
+Source: design section 4 (Epoch), `interfaces.md` section 11, model README hole 3, ADR 0015.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Each is only a memory: Redis may be flushed or away, a file lost or old. What is missing or older is weaker and never an alarm;
 what is there was committed before it was written. A worker's file is written at every claim, without waiting for the disk: it
-outlives the process, not the machine. Source: ADR 0014, `interfaces.md` section 11.
+outlives the process, not the machine. Source: ADR 0015, `interfaces.md` section 11.
 """
 
 import contextlib

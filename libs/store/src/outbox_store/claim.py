@@ -6,7 +6,7 @@ row that holds it, and a claim that was sent again is told of its attempt by the
 may be sent is the worker's to watch; the lease granted here bounds it (design 4).
 
 Nothing is claimed on a Postgres that nobody has compared with what is remembered outside, and nothing is sent first whose request
-may have been sent before a loss: that is a doubt (`outbox_store.epochs`, ADR 0014).
+may have been sent before a loss: that is a doubt (`outbox_store.epochs`, ADR 0015).
 
 Names and sealed values are read by subqueries of their own: as joins they would multiply the orders that Postgres tries,
 and planning would cost more than executing (measured: 3.6 ms against 1.8 ms in all).

@@ -6,7 +6,7 @@ everything whose request may have been sent in the tail that is gone. What is re
 *suspected* one by one when it would be claimed first (`outbox_store.claim`).
 
 What nobody remembers has a row all the same: a *supposed* attempt, closed as unknown, which look-ups and people are asked about
-and receipts may name. Sources: design section 4 (Epoch), model README hole 3, ADR 0014.
+and receipts may name. Sources: design section 4 (Epoch), model README hole 3, ADR 0015.
 """
 
 from collections.abc import Mapping, Sequence

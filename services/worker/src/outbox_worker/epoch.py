@@ -2,7 +2,7 @@
 
 Until it is answered nothing is claimed and nothing is recovered: the claim itself compares the running Postgres with the one that
 was asked about, so that no failover slips in between. Where the ledger has lost its tail, this declares the new epoch.
-Source: design section 4 (Epoch), ADR 0014.
+Source: design section 4 (Epoch), ADR 0015.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """A reservation that may have been sent before a loss becomes a doubt instead of being claimed; recovery takes it from there.
 
 Class A is sent under the provider key that a lost attempt would have had, class B is looked up first, class C waits for a person.
-Source: design section 4 (Epoch), ADR 0014.
+Source: design section 4 (Epoch), ADR 0015.
 """
 
 from uuid import UUID
