@@ -28,6 +28,7 @@ from agent_outbox import (
     AsyncOutbox,
     Done,
     Effect,
+    Found,
     InDoubt,
     NotSent,
     Outbox,
@@ -250,6 +251,7 @@ def test_an_exception_is_a_doubt_unless_it_proves_something(client: Client) -> N
     refused = client.run(declined, raising(Rejected("no", code="card_declined", status=402)), **A)
     assert isinstance(refused, Refused)
     assert refused.failure is not None
+    assert refused.failure is not None
     assert (refused.code, refused.state, refused.failure.provider_code) == ("provider-refused", "failed", "card_declined")
     assert client.run(declined, Counting(), **A)
 
@@ -450,6 +452,54 @@ def test_an_effect_given_back_was_never_sent(client: Client) -> None:
     assert isinstance(client.reserve(call, **A), Effect)
 
 
+# Class B.
+
+
+def test_a_probe_that_finds_settles(client: Client) -> None:
+    """An effect of class B in doubt is looked for with its marker; found, it is Done without another handler."""
+    call, markers = ToolCall(tool=TICKET, input={"order": reference()}), []
+    first = raising(ConnectionResetError())
+    assert isinstance(client.run(call, first, time_limit=2, wait=0, probe=lambda effect: None, **B), InDoubt)
+
+    def probe(effect: Effect) -> Found:
+        markers.append((effect.marker, effect.attempt_id, dict(effect.input)))
+        return Found(external_reference="tk_1", result={"id": "tk_1", "title": "Door"})
+
+    handler = Counting()
+    result = client.run(call, handler, time_limit=2, probe=probe, **B)
+    assert isinstance(result, Done)
+    assert (result.receipt.external_reference, result.result) == ("tk_1", {"id": "tk_1", "title": "Door"})
+    assert markers == [(first.effects[0].marker, first.effects[0].attempt_id, call.input)]
+    assert handler.effects == []
+
+
+def test_a_probe_that_finds_nothing_is_believed_when_it_counts(client: Client) -> None:
+    """Absence is proven by as many looks as the contract says, begun after the settle time; then the handler runs again, once."""
+    call = ToolCall(tool=TICKET, input={"order": reference()})
+    assert isinstance(client.run(call, raising(TimeoutError()), time_limit=2, wait=0, probe=lambda effect: None, **B), InDoubt)
+    looks: list[float] = []
+
+    def probe(effect: Effect) -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 2:
+            raise ConnectionError("a look that fails counts for nothing")
+
+    handler = Counting()
+    result = client.run(call, handler, time_limit=2, wait=40, probe=probe, **B)
+    assert isinstance(result, Done), result
+    assert len(handler.effects) == 1
+    assert len(looks) >= 3
+
+
+def test_a_doubt_of_class_b_without_a_probe_is_left_alone(client: Client) -> None:
+    """Who cannot look is told of the doubt, and no handler runs."""
+    call = ToolCall(tool=TICKET, input={"order": reference()})
+    client.run(call, raising(TimeoutError()), time_limit=2, wait=0, probe=lambda effect: None, **B)
+    handler = Counting()
+    assert isinstance(client.run(call, handler, time_limit=2, wait=0, **B), InDoubt)
+    assert handler.effects == []
+
+
 # Processes.
 
 
@@ -482,7 +532,7 @@ def said(process: ChildProcess) -> list[dict[str, Any]]:
 
 def of_order(up: OutboxUp, path: str, order: str) -> list[dict[str, Any]]:
     """What the provider has made for an order."""
-    return [effect for effect in up.sandbox.effects(path) if order in effect["fields"].values()]
+    return [effect for effect in up.sandbox.effects(path) if {order, f"pi_{order}"} & set(effect["fields"].values())]
 
 
 def asked(up: OutboxUp, path: str, count: int) -> None:
@@ -490,7 +540,7 @@ def asked(up: OutboxUp, path: str, count: int) -> None:
     wait_until(lambda: len(up.sandbox.requests(path=path, method="POST")) >= count, deadline_seconds=40, what="the request")
 
 
-@pytest.mark.parametrize(("kind", "path"), [("charge", REFUNDS)], ids=["class-A"])
+@pytest.mark.parametrize(("kind", "path"), [("charge", REFUNDS), ("ticket", TICKETS)], ids=["class-A", "class-B"])
 @pytest.mark.parametrize("fault", ["hang", "slow-commit", "drop-before-commit"])
 def test_an_agent_killed_in_its_handler_is_finished_by_the_next(
     up: OutboxUp, carry: Start, kind: str, path: str, fault: str

@@ -678,7 +678,8 @@ def _looking_first(
             again = Members(heard.document, "answer").object_or_none("probe")
             if not isinstance(last, InDoubt):
                 return None if last.state == "executing" else last
-            pause = first.again_seconds if again is None else _seconds(again, "again_seconds")
+            if again is not None and again.document.get("again_seconds") is not None:
+                pause = _seconds(again, "again_seconds")
         if not look.truth("counts"):
             pause = max(pause if performed.error is not None else 0.0, _seconds(look, "counts_in_seconds"))
         if pause >= min(waiting.left(), patience.left()):
