@@ -222,7 +222,9 @@ def test_settings_hold_until_a_run_says_otherwise(play: Play) -> None:
 
     assert isinstance(client.run(CALL, fails, key="input"), Refused)
     assert isinstance(client.run(CALL, fails, key="input", time_limit=None, owner=None, classify=None), InDoubt)
-    assert isinstance(client.run(CALL, fails, contract={"key": "{payment_intent}", "owner": "desk"}, key="input", time_limit=9), Refused)
+    assert isinstance(
+        client.run(CALL, fails, contract={"key": "{payment_intent}", "owner": "desk"}, key="input", time_limit=9), Refused
+    )
     asked = [(body.get("time_limit_seconds"), body["contract"]) for body in ground.of("reservations")]
     assert asked == [(7, {"key": "input", "owner": "billing"}), (None, {"key": "input"}), (9, {"key": "input", "owner": "desk"})]
     assert [body["outcome"] for body in ground.of("settle")] == ["unsent", "unknown", "unsent"]
