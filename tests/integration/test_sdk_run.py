@@ -17,11 +17,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from tests.support import carried_out
 from tests.support.carried_out import CHARGE, TICKET, A, B
 from tests.support.outbox_up import OutboxUp, reference, running
 from tests.support.processes import ChildProcess, start_command, wait_until
+from tests.support.scripted_gateway import Exchange, serving
 from tests.support.sdk_clients import KINDS, Client
 
 from agent_outbox import (
@@ -623,6 +625,44 @@ def test_an_agent_killed_before_it_could_tell_is_told_by_the_next(up: OutboxUp, 
     assert said(second)[-1]["result"]["id"] == effect["id"]
     assert [step["step"] for step in said(second)] == ["result"], second.log()
     assert list(folder.glob("*.json")) == []
+
+
+# The way to the gateway.
+
+
+@pytest.mark.parametrize("guarantee_class", ["A", "B", "C"])
+def test_a_grant_that_was_never_heard_is_no_doubt(up: OutboxUp, client: Client, tmp_path: Path, guarantee_class: str) -> None:
+    """The grant is lost on its way until its lease is over: no handler ran, the client says so, and then one runs, once."""
+    granted: list[float] = []
+
+    def way(exchange: Exchange) -> None:
+        received = exchange.received
+        if granted and time.monotonic() - granted[0] < LEASE_SECONDS + 1.5:
+            exchange.close()
+            return
+        headers = {
+            name: received.headers[name] for name in ("authorization", "content-type", "prefer") if name in received.headers
+        }
+        answer = httpx2.request(received.method, up.url + received.path, content=received.body, headers=headers, timeout=60)
+        if not granted:
+            granted.append(time.monotonic())
+            assert answer.status_code == 201, answer.text
+            exchange.close()
+        else:
+            exchange.answer(answer.status_code, answer.content)
+
+    handler = Counting()
+    call = ToolCall(tool="desk.letter.send", input={"order": reference()})
+    options: dict[str, Any] = {**B, "guarantee_class": guarantee_class, "time_limit": 5}
+    if guarantee_class != "B":
+        del options["recovery"]
+    kind = "sync" if isinstance(client.client, Outbox) else "async"
+    with serving(way) as between:
+        asking = Client(kind, url=between.url, key=up.ready()["agent_key"], spool=tmp_path / "way")
+        result = asking.run(call, handler, probe=raising(AssertionError("it looked")), wait=20, **options)
+        asking.close()
+    assert isinstance(result, Done), result
+    assert len(handler.effects) == 1
 
 
 # The gateway is away.
