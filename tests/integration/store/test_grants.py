@@ -23,7 +23,10 @@ GRANTS: dict[str, dict[str, str]] = {
     "contradictions": {"outbox_api": SI, "outbox_worker": SI},
     "doubt_episodes": {"outbox_api": SIU, "outbox_worker": SIU},
     "environments": {"outbox_api": S, "outbox_worker": S},
-    "epochs": {"outbox_api": S, "outbox_worker": S},
+    "epoch_clearances": {"outbox_api": SI, "outbox_worker": S},
+    "epochs": {"outbox_api": S, "outbox_worker": SI},
+    "installation": {"outbox_worker": S},
+    "instances": {"outbox_api": S, "outbox_worker": SI},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
     "open_objects": {"outbox_api": ALL, "outbox_worker": "SELECT UPDATE DELETE"},
@@ -58,12 +61,12 @@ ENDS_A_DOUBT = {
 """What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
 
 CARRIES_OUT = {
-    "reservations": "attempts epoch resends last_attempt_id late_write void_reason provider_status provider_code",
+    "reservations": "attempts epoch resends last_attempt_id late_write conflicted void_reason provider_status provider_code",
     "attempts": "lease_until provider_key marker late_outcome late_write stored provider_status provider_code provider_request_id "
     "provider_seconds",
     "probes": "answered_at found verdict",
 }
-"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0013)."""
+"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0014)."""
 
 BROUGHT_ALONG = {
     "tool_contracts": "organization_id tool version document inline_digest",
@@ -77,6 +80,8 @@ COLUMN_GRANTS = {
     *(("outbox_api", table, column, "UPDATE") for table, columns in CARRIES_OUT.items() for column in columns.split()),
     *(("outbox_api", table, column, "INSERT") for table, columns in BROUGHT_ALONG.items() for column in columns.split()),
     *(("outbox_api", "sealed_inputs", column, "SELECT") for column in ("organization_id", "reservation_id")),
+    *(("outbox_worker", "installation", column, "UPDATE") for column in ("beat", "beat_at")),
+    ("outbox_api", "reservations", "suspected_epoch", "UPDATE"),
 }
 SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
 PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]

@@ -81,6 +81,7 @@ class Reading:
         failure: what it said when it did not succeed.
         conflict: it says that the identity is taken already; what is there must be read back.
         stored_failure: a failure that the provider merely replayed from its store; it proves nothing of this attempt.
+        replayed: the provider says that it gave an answer it had stored, whatever that is.
     """
 
     outcome: Outcome
@@ -93,4 +94,5 @@ class Reading:
     currency_reported: str | None
     failure: Failure | None
     stored_failure: bool
+    replayed: bool = False
     conflict: bool = False

@@ -65,7 +65,8 @@ with doubt as materialized (
   select r.* from reservations r join open_reservations o on (o.organization_id, o.reservation_id) = (r.organization_id, r.id)
   where (r.organization_id, r.id) = ($1, $2) and r.state = 'in_doubt' and r.last_attempt_id = $3 and o.due_at <= now()
     and ($6::float8 is null or not r.late_write and now() < make_interval(secs => $6) + (
-      select a.claimed_at from attempts a where (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)))
+      select a.claimed_at from attempts a
+      where (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id) and a.closed_by is distinct from 'epoch'))
   for update of r
 ), watched as (
   -- Asked again of the row itself: who waited for another worker's look-up finds it away.

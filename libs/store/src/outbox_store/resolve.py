@@ -4,6 +4,9 @@
 one it is a contradiction. *It is absent* counts only when it was asked after `absence_counts_at`, about the newest
 attempt, while the row still stands where it stood; otherwise it is thrown away. One answer counts once, however often it is
 written down. Source: design section 4, rules of doubt.
+
+The absence of a supposed attempt, one that stands for what may have been sent before a loss, lets the reservation be sent whoever
+proves it: it never was. And no absence counts on a Postgres that was not compared with the marks yet (`outbox_store.epochs`).
 """
 
 from collections.abc import Sequence
@@ -101,6 +104,9 @@ with input as (
     organization_id, id, attempt_id, happened, said_how, asked_at, absences_needed, after_absence, again_seconds, receipt_id,
     provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, cancel_within_seconds, place
   )
+), server as materialized (
+  select (pg_postmaster_start_time(), ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
+    in (select s.started_at, s.timeline from instances s) as verified
 ), locked as materialized (
   select r.*, i.attempt_id, i.happened, i.said_how, i.asked_at, i.absences_needed, i.after_absence, i.again_seconds, i.receipt_id, i.provider,
     i.receipt_reference, i.provider_request_id, i.evidence, i.sealed_result, i.said_by, i.reason, i.confidence,
@@ -121,7 +127,9 @@ with input as (
       when l.said_how = 'cancellation' and (l.late_write or not exists (
         select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
           and now() < a.claimed_at + make_interval(secs => l.cancel_within_seconds)
+          and a.closed_by is distinct from 'epoch'
       )) then 'stale'
+      when not s.verified then 'too-early'
       when l.said_how = 'cancellation' then 'settled'
       when coalesce(l.asked_at, now()) < l.absence_counts_at then 'too-early'
       when l.said_how = 'lookup' and (l.late_write or l.conflicted) then 'stale'
@@ -131,11 +139,14 @@ with input as (
     end as verdict,
     case
       when l.happened then 'succeeded'
-      when l.said_how = 'person' or l.after_absence = 'fail' then 'failed'
       when l.tries + 1 >= $19 or l.not_after <= now() then 'failed'
+      when exists (
+        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.last_attempt_id) and a.supposed
+      ) then 'reserved'
+      when l.said_how = 'person' or l.after_absence = 'fail' then 'failed'
       else 'reserved'
     end as next_state
-  from locked l
+  from locked l cross join server s
 ), changed as (
   update reservations r set
     state = case when j.verdict = 'settled' then j.next_state else r.state end,

@@ -5,13 +5,14 @@ from typing import Any
 
 import msgspec
 
-from outbox_api import answer_doubt, work_doubts
+from outbox_api import answer_doubt, clear_epoch, work_doubts
 from outbox_api.errors import STATUS
 from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
 from outbox_domain import client_call, inline_contract
 from outbox_domain.errors import PROBLEMS
 from outbox_domain.reservation import Outcome, State
+from outbox_store.epochs import EpochView
 
 VERSION = "0.1.0"
 
@@ -159,6 +160,29 @@ def _paths() -> Document:
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
+        "/v1/reservations/{reservation_id}/probes": {
+            "post": _operation(
+                "beginProbe",
+                "reservations",
+                "Begin a look for the effect of an attempt in doubt, before the provider is asked.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="Heartbeat",
+                answers={"201": _answer("The probe; ask the provider now.", "ProbeBegun")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reservations/{reservation_id}/probes/{probe_id}": {
+            "post": _operation(
+                "answerProbe",
+                "reservations",
+                "Say what the provider showed. That the effect is there settles at any time; that it is not counts only of a "
+                "probe that was begun after `absence_counts_at`.",
+                parameters=["ReservationId", "ProbeId", "IdempotencyKey"],
+                body="ProbeAnswer",
+                answers={"200": _answer("The reservation as it stands now, and when to look again.", "Probed")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
         "/v1/receipts": {
             "get": _operation(
                 "listReceipts",
@@ -223,6 +247,29 @@ def _paths() -> Document:
                 body="DoubtAnswer",
                 answers={"200": _answer("The reservation, settled so.", "Reservation")},
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/epoch": {
+            "get": _operation(
+                "showEpoch",
+                "doubts",
+                "The newest epoch of the ledger: since when something may be lost, until when keys first seen are treated as "
+                "possibly sent, and whether the organization has cleared it.",
+                parameters=[],
+                answers={"200": _answer("The epoch.", "Epoch")},
+                problems=(401, 403, 500, 503),
+            )
+        },
+        "/v1/epoch/clear": {
+            "post": _operation(
+                "clearEpoch",
+                "doubts",
+                "Say for the whole organization that nothing of its was lost: keys first seen are new again. For members who may "
+                "clear epochs. What is in doubt already stays in doubt.",
+                parameters=["IdempotencyKey"],
+                body="EpochClearance",
+                answers={"200": _answer("The epoch, cleared.", "Epoch")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
             )
         },
         "/v1/webhooks/{connection_id}": {
@@ -348,6 +395,7 @@ def _parameters() -> Document:
         "Limit": _query("limit", _whole(1, lists.LIMIT_MAX, lists.LIMIT_DEFAULT), "Rows a page."),
         "Wait": _query("wait", _whole(0, 60, 0), "Seconds to wait until it is final."),
         "ReservationId": {"name": "reservation_id", "in": "path", "required": True, "schema": _UUID},
+        "ProbeId": {"name": "probe_id", "in": "path", "required": True, "schema": _UUID},
         "ConnectionId": {"name": "connection_id", "in": "path", "required": True, "schema": _UUID},
         "StripeSignature": _header(
             "Stripe-Signature", _TEXT, "`t=` seconds since the epoch, `v1=` HMAC-SHA-256 of time, dot, body."
@@ -515,6 +563,25 @@ def _schemas() -> Document:
             "required": list(required),
         },
         **_doubt_schemas(),
+        "Epoch": _closed(
+            {
+                "number": {"type": "integer", "minimum": 1},
+                "started_at": _TIME,
+                "cause": _TEXT,
+                "lost_since": _nullable(_TIME),
+                "possibly_lost_until": _nullable(_TIME),
+                "cleared_at": _nullable(_TIME),
+                "cleared_by": _nullable(_list(_TEXT)),
+                "reason": _nullable(_TEXT),
+                "possibly_lost": {"type": "boolean", "description": "Keys first seen are treated as possibly sent."},
+                "in_doubt": {"type": "integer", "minimum": 0, "description": "How many are in doubt because of a loss."},
+            },
+            required=tuple(EpochView.__dataclass_fields__),
+        ),
+        "EpochClearance": _closed(
+            {"epoch": {"type": "integer", "minimum": 1}, "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX)},
+            required=clear_epoch.MEMBERS,
+        ),
         "Event": {"type": "object", "properties": {"id": _TEXT, "type": _TEXT, "data": _OBJECT}, "required": ["id"]},
         "EventTaken": _closed(
             {"received": {"const": True}, "verdict": {"enum": list(VERDICTS)}}, required=("received", "verdict")
@@ -614,6 +681,18 @@ def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str
         "amount": money,
     }
     assert tuple(settlement) == client_call.SETTLEMENT_MEMBERS, "the document names the members that are read"
+    begun: Document = {
+        "probe_id": _UUID,
+        "attempt_id": _UUID,
+        "asked_at": _TIME,
+        "counts": {"type": "boolean", "description": "Whether an absence counts."},
+        "counts_in_seconds": {"type": "number", "minimum": 0},
+    }
+    verdicts = ["settled", "noted", "too-early", "stale", "known", "contradiction"]
+    said = _closed(
+        {"id": _UUID, "verdict": {"enum": verdicts}, "again_seconds": {"type": "number", "minimum": 0}},
+        required=("id", "verdict"),
+    )
     lease: Document = {"lease_until": _TIME, "lease_seconds": {"type": "number"}}
     return {
         "ClientCall": _closed(tool_call | asked, required=("tool", "input", "attempt_id")),
@@ -623,6 +702,16 @@ def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str
         "Heartbeat": _closed({"attempt_id": _UUID}, required=("attempt_id",)),
         "Lease": _closed(lease, required=tuple(lease)),
         "Settlement": _closed(settlement, required=("attempt_id", "outcome")),
+        "ProbeBegun": _closed(begun, required=tuple(begun)),
+        "ProbeAnswer": _closed(
+            {
+                "found": {"type": "boolean"},
+                "external_reference": settlement["external_reference"],
+                "result": settlement["result"],
+            },
+            required=("found",),
+        ),
+        "Probed": _closed(skeleton | {"probe": said}, required=(*required, "probe")),
         "Void": _closed({"attempt_id": _UUID, "reason": settlement["reason"]}, required=()),
     }
 

@@ -173,7 +173,7 @@ async def _conclude(
         await _ask_a_person(worker, contract, lookup, evidence)
     elif finding.says == "cancelled":
         resolved = await _resolve(worker, _cancelled(worker, contract, rule, lookup, finding))
-        if resolved is None or resolved.verdict == "stale":
+        if resolved is None or resolved.verdict in ("stale", "too-early"):
             await _again(worker, lookup)
     elif finding.says in ("absent", "unusable") and is_over(rule, lookup.doubt_seconds):
         evidence = {"by": "lookup", "reason": f"looked up for as long as the contract says: {finding.reason}"}
