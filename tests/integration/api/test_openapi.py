@@ -96,6 +96,7 @@ async def test_answers_are_as_documented(
     check(await agent.get("/v1/ledger-entries"), "/v1/ledger-entries", "get")
     wish = {"environment": "sandbox", "actor": {"kind": "agent", "name": "x"}}
     check(await admin.post("/v1/scoped-keys", json=wish), "/v1/scoped-keys", "post")
+    check(await admin.post("/v1/projects", json={"name": "shop"}), "/v1/projects", "post")
     for path in ("/healthz", "/readyz", "/openapi.json"):
         check(await agent.get(path), path, "get")
     problem_of(await agent.post("/healthz"), 405, "method-not-allowed")

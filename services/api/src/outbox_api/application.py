@@ -12,7 +12,7 @@ from outbox_api.answers import Answer, problem
 from outbox_api.api import Api
 from outbox_api.exchange import Disconnected
 from outbox_api.openapi import document_bytes
-from outbox_api.routes import doubts, health, ledger_entries, receipts, reservations, scoped_keys, tool_calls, webhooks
+from outbox_api.routes import doubts, health, ledger_entries, projects, receipts, reservations, scoped_keys, tool_calls, webhooks
 from outbox_api.routes.door import answer_to_error, not_found, respond_with
 from outbox_domain.errors import OutboxError
 
@@ -55,6 +55,7 @@ def build(api: Api) -> Litestar:
             *doubts.routes(api),
             *webhooks.routes(api),
             *ledger_entries.routes(api),
+            *projects.routes(api),
             *scoped_keys.routes(api),
             *health.routes(api),
             _openapi(),
