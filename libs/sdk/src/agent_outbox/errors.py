@@ -370,6 +370,65 @@ class FailedError(OutboxError):
     action = "same-request"
 
 
+# The effect that a client carries out itself.
+
+
+class TimeLimitRequiredError(OutboxError):
+    """Without a time limit only class A is carried out by a client."""
+
+    code = "time-limit-required"
+    action = "change-input"
+
+
+class NotClientExecutedError(OutboxError):
+    """A worker carries this out."""
+
+    code = "not-client-executed"
+    action = "never"
+
+
+class AttemptUnknownError(OutboxError):
+    """There is no such attempt of this caller's."""
+
+    code = "attempt-unknown"
+    action = "never"
+
+
+class AttemptClosedError(OutboxError):
+    """The attempt was closed before; what was said of it is kept as evidence."""
+
+    code = "attempt-closed"
+    action = "never"
+
+
+class LeaseLostError(OutboxError):
+    """The attempt is not this caller's any more."""
+
+    code = "lease-lost"
+    action = "never"
+
+
+class OutcomeDiffersError(OutboxError):
+    """The attempt was settled with another outcome."""
+
+    code = "outcome-differs"
+    action = "ask-human"
+
+
+class NotWithdrawableError(OutboxError):
+    """It is under way or in doubt and cannot be withdrawn."""
+
+    code = "not-withdrawable"
+    action = "wait"
+
+
+class NotProbedError(OutboxError):
+    """There is no doubt that this caller may look into."""
+
+    code = "not-probed"
+    action = "never"
+
+
 # The request key.
 
 
@@ -452,6 +511,14 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             VoidedError,
             ProviderUnreachableError,
             FailedError,
+            TimeLimitRequiredError,
+            NotClientExecutedError,
+            AttemptUnknownError,
+            AttemptClosedError,
+            LeaseLostError,
+            OutcomeDiffersError,
+            NotWithdrawableError,
+            NotProbedError,
             RequestKeyReusedError,
             RequestInProgressError,
             UnavailableError,
@@ -526,6 +593,20 @@ class UnexpectedAnswerError(OutboxError):
 
     code = "unexpected-answer"
     action = "never"
+
+
+class BadHandlerError(OutboxError, TypeError):
+    """The handler or probe cannot be called with an effect; nothing was reserved."""
+
+    code = "bad-handler"
+    action = "change-input"
+
+
+class SpoolFullError(OutboxError):
+    """Too much waits to be delivered to the gateway; nothing new is begun."""
+
+    code = "spool-full"
+    action = "wait"
 
 
 class NotFinishedError(OutboxError):

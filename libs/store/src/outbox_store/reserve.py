@@ -18,6 +18,9 @@ from outbox_domain.reservation import State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
 
+Executor = Literal["gateway", "client"]
+"""Who carries an effect out."""
+
 ROUNDS_MAX = 20
 """How often a key may change hands under one reserve before the caller is told to come again."""
 
@@ -35,6 +38,7 @@ class NewReservation:
         not_after_seconds: how long from now it may still be sent.
         sealed_input: the bound input and the context, sealed.
         run_name: the caller's name of the run, for the ledger.
+        executor: who carries the effect out, a worker or the caller itself; workers never claim what is a client's.
         object_key: what the effect changes; one operation at a time on it, per connection.
         quiet_seconds: the contract's settle time: how long after a lease its request may still arrive.
         attention: who is disturbed by a doubt that needs a person.
@@ -78,6 +82,7 @@ class NewReservation:
     quiet_seconds: float = 120.0
     attention: str = "queue"
     blocks_run: bool = False
+    executor: Executor = "gateway"
 
     @property
     def key(self) -> tuple[UUID, UUID, UUID, UUID, str, str, str, int]:
@@ -103,7 +108,14 @@ class Won:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """Another row holds the key."""
+    """Another row holds the key.
+
+    Attributes:
+        executor: who carries it out.
+        open_attempt_id: the attempt under way, where there is one.
+        last_attempt_id: the newest attempt, open or closed.
+        lease_seconds: how long until its lease is over; zero or less once it is.
+    """
 
     id: UUID
     state: State
@@ -111,6 +123,10 @@ class Held:
     declared: dict[str, object]
     contract_version: int
     settled_at: datetime | None
+    executor: Executor
+    open_attempt_id: UUID | None
+    last_attempt_id: UUID | None
+    lease_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,25 +163,27 @@ with input as (
     $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[],
     $10::int[], $11::bytea[], $12::bytea[], $13::text[], $14::bigint[], $15::text[], $16::text[], $17::text[], $18::text[],
     $19::uuid[], $20::text[], $21::text[], $22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[],
-    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[], $34::text[], $35::float8[], $36::text[], $37::bool[]
+    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[], $34::text[], $35::float8[], $36::text[], $37::bool[],
+    $38::text[]
   ) as i (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, run_name, checkpoint, step, call_id,
-    model, traceparent, trace_id, decision, not_after_seconds, sealed_input, object_key, quiet_seconds, attention, blocks_run
+    model, traceparent, trace_id, decision, not_after_seconds, sealed_input, object_key, quiet_seconds, attention, blocks_run, executor
   )
 ), won as (
   insert into reservations (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision,
-    object_key, quiet_seconds, attention, blocks_run, not_after, state, live, epoch
+    object_key, quiet_seconds, attention, blocks_run, executor, not_after, state, live, epoch
   )
   select
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared::jsonb, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain::jsonb, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision::jsonb,
-    object_key, quiet_seconds, attention, blocks_run, now() + make_interval(secs => not_after_seconds), 'reserved', true, (select max(number) from epochs)
+    object_key, quiet_seconds, attention, blocks_run, executor, now() + make_interval(secs => not_after_seconds), 'reserved', true,
+    (select max(number) from epochs)
   from input i
   where not exists (
     select from contradictions c
@@ -213,32 +231,35 @@ with input as (
   select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[], $10::uuid[], $11::text[])
     with ordinality as i (organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence, lineage, object_key, place)
 )
-select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null::uuid as reservation_id,
-  null::float8 as after_seconds
+select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
+  r.open_attempt_id, r.last_attempt_id, null::float8 as lease_seconds, null::uuid as reservation_id, null::float8 as after_seconds
 from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
 union all
-select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null, null
+select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
+  r.open_attempt_id, r.last_attempt_id,
+  (select extract(epoch from a.lease_until - now())::float8 from attempts a where (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)),
+  null, null
 from input i join reservations r
   on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key, r.occurrence)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key, i.occurrence)
 where r.live
 union all
-select i.place, 3, 'contradiction', c.id, null, null, null, null, null, c.reservation_id, null
+select i.place, 3, 'contradiction', c.id, null, null, null, null, null, null, null, null, null, c.reservation_id, null
 from input i join contradictions c
   on (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
 where c.closed_at is null
 union all
-select i.place, 4, 'occurrence', null, null, null, null, null, null, r.id, null
+select i.place, 4, 'occurrence', null, null, null, null, null, null, null, null, null, null, r.id, null
 from input i join reservations r
   on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
 where r.live and r.state <> 'succeeded' and r.occurrence <> i.occurrence
 union all
-select i.place, 5, 'run', null, null, null, null, null, null, b.reservation_id, null
+select i.place, 5, 'run', null, null, null, null, null, null, null, null, null, null, b.reservation_id, null
 from input i join blocked_runs b on (b.organization_id, b.lineage) = (i.organization_id, i.lineage)
 union all
-select i.place, 6, 'object', null, null, null, null, null, null, o.reservation_id, extract(epoch from o.quiet_at - now())::float8
+select i.place, 6, 'object', null, null, null, null, null, null, null, null, null, null, o.reservation_id, extract(epoch from o.quiet_at - now())::float8
 from input i join open_objects o on (o.organization_id, o.connection_id, o.object_key) = (i.organization_id, i.connection_id, i.object_key)
 where o.quiet_at is null or o.quiet_at > now()
 order by place, rank, id, reservation_id
@@ -290,6 +311,7 @@ def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
         "quiet_seconds",
         "attention",
         "blocks_run",
+        "executor",
     ]
     encoded = {"declared", "actor_chain", "decision"}
     return [
@@ -343,6 +365,10 @@ def _verdict(record: asyncpg.Record) -> Verdict:
                 declared=record["declared"],
                 contract_version=record["contract_version"],
                 settled_at=record["settled_at"],
+                executor=record["executor"],
+                open_attempt_id=record["open_attempt_id"],
+                last_attempt_id=record["last_attempt_id"],
+                lease_seconds=record["lease_seconds"],
             )
         case "contradiction":
             return Contradicted(id=record["id"], reservation_id=record["reservation_id"])
@@ -374,7 +400,8 @@ async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> li
 async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | Failed]:
     """Claim the operation key of each row, with its sealed input and its ledger entry, or say who holds it.
 
-    Each statement is a transaction of its own: call it outside of one.
+    Each statement is a transaction of its own: call it outside of one. A single row may be reserved inside one, together with the
+    claim of its client.
 
     Args:
         connection: a connection in autocommit.

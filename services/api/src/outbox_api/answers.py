@@ -17,7 +17,7 @@ from outbox_domain import messages
 from outbox_domain.canonical import digest_text
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError, Retry
-from outbox_domain.reservation import State
+from outbox_domain.reservation import Outcome, State
 from outbox_runtime.vault import Vault
 from outbox_store.receipts import ReceiptView
 from outbox_store.reservations import ReservationView
@@ -295,7 +295,8 @@ def _succeeded(
     if asked.first:
         summary = view.tool
         if contract is not None:
-            summary = messages.summarise(contract, result, view.amount, view.currency, view.reference)
+            members = result if isinstance(result, dict) else None
+            summary = messages.summarise(contract, members, view.amount, view.currency, view.reference)
         message = messages.succeeded(summary, str(receipt.id))
     else:
         same_run = asked.run_id is not None and asked.run_id == view.run_id
@@ -323,6 +324,12 @@ def _problem_of(view: ReservationView) -> OutboxError | None:
     match view.state:
         case State.IN_DOUBT:
             return _in_doubt(view)
+        case State.FAILED if view.executor == "client" and view.last_attempt_outcome in (Outcome.UNSENT, Outcome.DEFERRED):
+            return OutboxError(
+                "failed",
+                "Nothing was carried out. The same request may be made again.",
+                message=messages.failed(),
+            )
         case State.FAILED if view.provider_status is not None:
             return OutboxError(
                 "provider-refused",
