@@ -40,7 +40,7 @@ async def test_the_same_name_is_the_same_project(admin: httpx2.AsyncClient, scen
     assert len(await scene.fetch("select from projects where {own} and name = 'shop'")) == 1
     [entry] = await scene.fetch("select * from ledger_entries where {own} and kind = 'project-created'")
     assert entry["detail"] == {"before": None, "after": {"name": "shop"}}
-    assert entry["actor_chain"] == ["member:admin"]
+    assert entry["actor_chain"] == ["member:admin@example.com"]
 
 
 async def test_who_may_not_and_what_is_malformed(
