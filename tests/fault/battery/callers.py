@@ -60,9 +60,9 @@ class Wanted:
     conflicting: bool = False
 
 
-def tool_call(tool: str, token: str, *, connection: str, run: str | None, conflicting: bool) -> bytes:
+def tool_call(tool: str, token: str, *, connection: str, run: str | None, conflicting: bool, amount: int = 1200) -> bytes:
     """The body of a call for the effect that a token names."""
-    value = 1300 if conflicting else 1200
+    value = amount + 100 if conflicting else amount
     inputs: dict[str, dict[str, object]] = {
         "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": value},
         "sandbox.ticket.create": {"title": f"Door {token}" + (" again" if conflicting else "")},

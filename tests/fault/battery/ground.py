@@ -53,21 +53,29 @@ API_POOL, WORKER_POOL = 18, 18
 HOST = "127.0.0.1"
 
 
-def quick(contract: ToolContract, *, settle: timedelta = SETTLE, within: timedelta | None = None, **changes: Any) -> ToolContract:
+def quick(
+    contract: ToolContract,
+    *,
+    settle: timedelta = SETTLE,
+    within: timedelta | None = None,
+    resends: int | None = None,
+    **changes: Any,
+) -> ToolContract:
     """A shipped contract with short times.
 
     Args:
         contract: as it is shipped.
         settle: of its look-up.
         within: the window of its resends, the contract's own unless given.
+        resends: how many there may be, the contract's own number unless given.
         changes: of further members.
     """
     recovery: list[Any] = []
     for rule in contract.recovery:
         if isinstance(rule, LookupRule):
             recovery.append(rule.model_copy(update={"settle": settle}))
-        elif isinstance(rule, ResendRule) and within is not None:
-            recovery.append(rule.model_copy(update={"within": within}))
+        elif isinstance(rule, ResendRule):
+            recovery.append(rule.model_copy(update={"within": within or rule.within, "times": resends or rule.times}))
         else:
             recovery.append(rule)
     request = contract.request.model_copy(update={"deadline": DEADLINE})

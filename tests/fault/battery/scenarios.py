@@ -33,6 +33,8 @@ SETTINGS = {
 
 LIVE_KEY = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"
 WINDOW = timedelta(seconds=75)
+MORE_THAN_HALF = 60_000_000
+"""Of what a payment of the sandbox provider can give back, in minor units: a second refund of it is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,10 @@ class Script:
     token: str
     tool: str
 
-    async def ask(self, *, conflicting: bool = False) -> str:
+    async def ask(self, *, conflicting: bool = False, amount: int = 1200) -> str:
         """A patient caller's last word."""
         connection = self.tenant.connection(self.tool, 0)
-        body = callers.tool_call(self.tool, self.token, connection=connection, run=None, conflicting=conflicting)
+        body = callers.tool_call(self.tool, self.token, connection=connection, run=None, conflicting=conflicting, amount=amount)
         wanted = Wanted(token=self.token, key=self.tenant.scene.agent_key, body=body, conflicting=conflicting)
         port = self.run.ground.network.ports["caller-api"]
         return await callers.ask(self.run.history, port, wanted, int(self.token[2:], 16) * 2 + conflicting)
@@ -136,10 +138,14 @@ async def attempt_check(of: Script) -> None:
 
 
 async def own_attempt(of: Script) -> None:
-    """The first sending's answer is lost, the second one is put off until the reservation's time is over."""
-    await of.plan("commit-then-drop")
-    await of.plan("rate-limit", delay_seconds=9.0)
-    await of.ask()
+    """The first sending's answer is lost; the second is refused, because there is nothing left to give back."""
+    answer = await of.hold(method="POST", part="answer")
+    asking = asyncio.create_task(of.ask(amount=MORE_THAN_HALF))
+    await of.reached(answer)
+    # The provider has lost the key, so that it judges the second sending anew.
+    await of.run.control("forgetful", "faults", {"fault": "forget-keys"})
+    await answer.release(deliver=False)
+    await asking
 
 
 async def resend_margin(of: Script) -> None:
@@ -147,7 +153,7 @@ async def resend_margin(of: Script) -> None:
     answer = await of.hold(method="POST", part="answer")
     asking = asyncio.create_task(of.ask())
     await of.reached(answer)
-    left = 3.5
+    left = 8.0
     async with of.tenant.scene.connection() as connection:
         # Time passes for the window alone: almost all of it.
         await connection.execute(
@@ -196,7 +202,7 @@ class Control:
     @property
     def provider(self) -> str:
         """Which of the two."""
-        return "forgetful" if self.name == "resend_margin" else "ordinary"
+        return "forgetful" if self.name in ("resend_margin", "own_attempt") else "ordinary"
 
 
 CONTROLS = (
@@ -252,6 +258,6 @@ CONTROLS = (
         tool=REFUND,
         properties=frozenset({checker.NOTHING_LOST}),
         unguarded="own_attempt",
-        contract={"settle": SETTLE, "not_after": timedelta(seconds=7)},
+        contract={"settle": SETTLE, "resends": 1},
     ),
 )
