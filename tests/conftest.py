@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from tests.support import postgres, processes, redis
+from tests.support import held, postgres, processes, redis
 
 # How long an example takes says something of the machine, not of the product; in CI every run tries the same examples.
 settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -18,8 +18,14 @@ POSTGRES = pytest.StashKey[postgres.Choice]()
 REDIS = pytest.StashKey[redis.Choice]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options of this suite."""
+    held.add_option(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the servers once; a forced one that is not to be had stops the session here."""
+    held.register(config)
     try:
         config.stash[POSTGRES] = postgres.choose()
         config.stash[REDIS] = redis.choose()

@@ -1,53 +1,22 @@
 """The product as a user installs it: wheels into an empty environment, used in an empty folder, far from the workspace."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import wheels
 from tests.support.processes import ChildProcess, start_command
 
 pytestmark = pytest.mark.timeout(900)
 """The first test that asks for the environment pays for building it, and for downloads where nothing is cached yet."""
 
-ROOT = Path(__file__).parents[2]
-UV = ROOT / ".ci" / "uv"
-MEMBERS_MIN = 9
-INSTALL_SECONDS = 600.0
-
-
-def uv(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs uv from the cache alone; who has never downloaded a package before gets it from the registry."""
-    command = [str(part) for part in (UV, *arguments)]
-    offline = subprocess.run([*command, "--offline"], cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if offline.returncode == 0:
-        return offline
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-
-
-def succeed(done: subprocess.CompletedProcess[str]) -> None:
-    """Fails with the output of a command that failed."""
-    assert done.returncode == 0, done.stdout + done.stderr
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `outbox` command of an empty environment into which nothing but the wheels and what they need was installed."""
-    folder = tmp_path_factory.mktemp("wheels")
-    succeed(uv("build", "--quiet", "--all-packages", "--wheel", "--out-dir", folder / "dist"))
-    wheels = sorted((folder / "dist").glob("*.whl"))
-    assert len(wheels) >= MEMBERS_MIN
-    # The versions of the lock, so that this tests our wheels and not what was released this morning.
-    selection = ("--package", "agent-outbox", "--extra", "local", "--no-dev", "--no-emit-workspace")
-    succeed(uv("export", "--quiet", "--locked", "--no-hashes", *selection, "--output-file", folder / "requirements.txt"))
-    succeed(uv("venv", "--quiet", "--python", sys.executable, folder / "environment"))
-    python = folder / "environment" / "bin" / "python"
-    succeed(uv("pip", "install", "--quiet", "--python", python, "-r", folder / "requirements.txt"))
-    succeed(uv("pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", *wheels))
-    return folder / "environment" / "bin" / "outbox"
+    """The `outbox` command of an environment of wheels."""
+    return wheels.installed(tmp_path_factory) / "outbox"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.rules.house import ROOT, defined_names, module_name, tracked_files
+from tests.support.pages import READ, RUN, SHOWN, blocks, documented
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 REFERENCE = re.compile(r"`([\w./-]+\.py)::([\w.]+)`")
@@ -156,3 +157,13 @@ def test_names_of_modules_come_from_paths() -> None:
     source = ROOT / "libs" / "domain" / "src"
     assert module_name(source / "outbox_domain" / "__init__.py", source) == "outbox_domain"
     assert module_name(source / "outbox_domain" / "errors.py", source) == "outbox_domain.errors"
+
+
+def test_every_block_says_its_language() -> None:
+    """Every fenced block names a language of which is known whether it is run, read or only shown."""
+    found = [block for page in documented() for block in blocks(page)]
+    fences = sum(len(re.findall(r"^```", page.read_text(encoding="utf-8"), re.MULTILINE)) for page in documented())
+    assert fences == 2 * len(found)
+    assert [
+        f"{block.page}:{block.line} {block.language!r}" for block in found if block.language not in (*RUN, *READ, *SHOWN)
+    ] == []
