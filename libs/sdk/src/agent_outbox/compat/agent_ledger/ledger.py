@@ -29,6 +29,7 @@ from agent_outbox.compat.agent_ledger.observability import get_tracer, log_event
 from agent_outbox.compat.agent_ledger.options import MergedOptions, merge_options
 from agent_outbox.compat.agent_ledger.stores.base import EffectStore
 from agent_outbox.compat.agent_ledger.stores.outbox import OutboxStore, Recorded
+from agent_outbox.compat.agent_ledger.translation import RESULT_BYTES_MAX
 from agent_outbox.compat.agent_ledger.types import (
     BeginResult,
     CommitOutcome,
@@ -267,7 +268,7 @@ class EffectLedger(Generic[TxT]):
         except BaseException:
             await asyncio.shield(self._store.abandon(effect.id))
             raise
-        form = stored_form(result).value
+        form = stored_form(result, bytes_max=RESULT_BYTES_MAX).value
         if await self._store.transition(effect.id, EffectStatus.PROCESSING, EffectStatus.SUCCEEDED, result=form):
             return form
         ended = await self._store.find_by_idem_key(effect.idem_key)

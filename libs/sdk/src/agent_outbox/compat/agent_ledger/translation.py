@@ -21,6 +21,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
+from agent_outbox import stored_form
 from agent_outbox.compat.agent_ledger.errors import EffectLedgerValidationError
 from agent_outbox.compat.agent_ledger.profile import Profile
 from agent_outbox.compat.agent_ledger.types import Effect, EffectError, EffectStatus, JsonValue, UpsertEffectInput
@@ -29,6 +30,9 @@ from agent_outbox.results import Reservation
 PROVIDER = "agent_ledger"
 NAME_CHARACTERS_MAX = 200
 TOOL_CHARACTERS_MAX = 100
+
+RESULT_BYTES_MAX = stored_form.RESULT_BYTES_MAX - (4 << 10)
+"""How large the stored form of a handler's result may be, beside what is kept of the call."""
 
 _STATUSES: Mapping[str, EffectStatus] = {
     "awaiting_review": EffectStatus.REQUIRES_APPROVAL,

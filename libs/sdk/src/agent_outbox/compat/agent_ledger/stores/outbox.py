@@ -28,6 +28,7 @@ from agent_outbox.compat.agent_ledger.gateway import Told, ask
 from agent_outbox.compat.agent_ledger.observability import log_event
 from agent_outbox.compat.agent_ledger.profile import Profile, default_profile
 from agent_outbox.compat.agent_ledger.translation import (
+    RESULT_BYTES_MAX,
     Asked,
     call_body,
     effect_of,
@@ -269,7 +270,7 @@ class OutboxStore:
         if to_status is EffectStatus.FAILED:
             return await self._fail(effect_id, attempt_id, error or {})
         asked = self._asked.get(effect_id)
-        form = stored_result(stored_form(result).value, None if asked is None else asked.wanted)
+        form = stored_result(stored_form(result, bytes_max=RESULT_BYTES_MAX).value, None if asked is None else asked.wanted)
         settled = await self._settle(effect_id, attempt_id, "succeeded", result=form)
         # The same attempt may have been settled by somebody else with another result: then theirs is what happened.
         return settled is not None and value_of(settled.document.get("result")) == form["value"]
