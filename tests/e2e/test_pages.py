@@ -6,6 +6,7 @@ A page has an `outbox up` of its own, so that what one page does is no help and 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from tests.rules.house import ROOT
@@ -20,6 +22,7 @@ from tests.support import wheels
 from tests.support.outbox_up import SandboxControl
 from tests.support.outbox_up import request as ask
 from tests.support.pages import READ, RUN, Block, blocks, documented
+from tests.support.postgres import with_database
 from tests.support.processes import start_command
 
 pytestmark = pytest.mark.timeout(900)
@@ -65,9 +68,10 @@ class Reader:
         """What the sandbox provider has made at a path."""
         return SandboxControl(self.ready["sandbox_url"]).effects(path)
 
-    def call(self, document: Mapping[str, object]) -> dict[str, Any]:
+    def call(self, document: Mapping[str, object], *, wait: int = 25) -> dict[str, Any]:
         """Makes a tool call as the agent and returns the answer's document, whatever its status."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.ready['agent_key']}"}
+        authorization = {"Authorization": f"Bearer {self.ready['agent_key']}"}
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={wait}", **authorization}
         body = json.dumps(document).encode()
         answer: dict[str, Any] = ask(self.ready["url"], "POST", "/v1/tool-calls", body=body, headers=headers, seconds=60).document
         return answer
@@ -115,6 +119,28 @@ def doubts(reader: Reader) -> dict[str, str]:
     return {"RESERVATION": ids[0]}
 
 
+def callers_database(reader: Reader) -> dict[str, str]:
+    """A database of the caller's own, DATABASE_URL."""
+    with psycopg.connect(reader.ready["postgres_url"], autocommit=True) as connection:
+        connection.execute("create database callers")
+    return {"DATABASE_URL": with_database(reader.ready["postgres_url"], "callers")}
+
+
+def unanswered(reader: Reader) -> dict[str, str]:
+    """A refund whose answer is awaited for longer than the page is read; RESERVATION is its name."""
+    SandboxControl(reader.ready["sandbox_url"]).plan("/v1/refunds", "hang", delay_seconds=60)
+    call = {"tool": "stripe.refund.create", "input": {"payment_intent": "pi_slow", "amount": 1200}}
+    return {"RESERVATION": reader.call(call, wait=0)["reservation_id"]}
+
+
+def redis_killed(reader: Reader) -> dict[str, str]:
+    """Redis is killed once; one call was made before it."""
+    reader.call({"tool": "stripe.refund.create", "input": {"payment_intent": "pi_before", "amount": 1200}})
+    if reader.ready["pids"]["redis"] is not None:
+        os.kill(reader.ready["pids"]["redis"], signal.SIGKILL)
+    return {}
+
+
 def one_refund(reader: Reader) -> None:
     """README: the first call is done, the others are told of the same receipt, the provider has one refund."""
     [effect] = reader.effects("/v1/refunds")
@@ -124,10 +150,17 @@ def one_refund(reader: Reader) -> None:
     assert all(json.loads(first)["receipt"]["id"] in printed for printed in later)
 
 
-OPERATORS_PAGES = frozenset({"docs/doubts.md"})
+RUNBOOKS = "docs/runbooks"
+OPERATORS_PAGES = frozenset({"docs/doubts.md"} | {f"{RUNBOOKS}/{page.name}" for page in (ROOT / RUNBOOKS).glob("*.md")})
 """Pages whose reader works the installation: OUTBOX_KEY is an administrator's."""
 
-SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {"docs/doubts.md": doubts}
+SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {
+    "docs/doubts.md": doubts,
+    "docs/sdk.md": callers_database,
+    f"{RUNBOOKS}/doubt.md": doubts,
+    f"{RUNBOOKS}/stuck-executing.md": unanswered,
+    f"{RUNBOOKS}/redis-lost.md": redis_killed,
+}
 """What must have happened before a page can be followed, and what variables it speaks of."""
 
 SEEN: Mapping[str, Callable[[Reader], None]] = {"README.md": one_refund}

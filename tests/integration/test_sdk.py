@@ -21,6 +21,7 @@ from uuid import uuid4
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from tests.support.outbox_up import ECHO, MAIL, PATHS, REFUND, TICKET, OutboxUp, mail, reference, refund, running
+from tests.support.postgres import with_database
 from tests.support.sdk_clients import KINDS, Client
 
 from agent_outbox import AsyncOutbox, Done, InDoubt, Outbox, Refused, Resolution, ToolCall, Waiting, errors
@@ -462,7 +463,9 @@ def test_the_examples_of_the_page_run(up: OutboxUp) -> None:
     page = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) >= 5
-    environment = {**os.environ, "OUTBOX_URL": up.url, "OUTBOX_KEY": up.ready()["agent_key"]}
+    up.ledger.rows("create database page")
+    database = with_database(up.ready()["postgres_url"], "page")
+    environment = {**os.environ, "OUTBOX_URL": up.url, "OUTBOX_KEY": up.ready()["agent_key"], "DATABASE_URL": database}
     told = []
     for block in blocks:
         ran = subprocess.run([sys.executable, "-c", block], env=environment, capture_output=True, text=True, timeout=60)

@@ -167,3 +167,15 @@ def test_every_block_says_its_language() -> None:
     assert [
         f"{block.page}:{block.line} {block.language!r}" for block in found if block.language not in (*RUN, *READ, *SHOWN)
     ] == []
+
+
+def test_every_promise_names_its_assumptions_and_its_tests() -> None:
+    """Each row of docs/guarantees.md names at least one test and only assumptions that the page states."""
+    page = ROOT / "docs" / "guarantees.md"
+    stated = {row[0] for row in table_below(page, "Assumptions")}
+    assert len(stated) >= 10
+    promises = table_below(page, "Promises")
+    assert len(promises) >= 20
+    for promise, _, rests_on, held_by in promises:
+        assert REFERENCE.search(held_by), promise
+        assert set(re.findall(r"\b[A-Z]\d\b", rests_on)) <= stated, promise

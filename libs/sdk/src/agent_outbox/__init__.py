@@ -6,7 +6,9 @@ are what comes of it; `agent_outbox.errors` has an exception for every problem.
 
 from agent_outbox.client import AsyncOutbox, Outbox, ResolveResult
 from agent_outbox.errors import ERRORS, OutboxError, Retry
+from agent_outbox.queue import enqueue, enqueue_ddl
 from agent_outbox.receipt import Receipt
+from agent_outbox.relay import Relay
 from agent_outbox.results import CallResult, Done, InDoubt, Refused, Reservation, Resolution, Waiting
 from agent_outbox.settings import UNSET, Settings
 from agent_outbox.tool_call import ToolCall, model_name, tool_name
@@ -22,6 +24,7 @@ __all__ = [
     "OutboxError",
     "Receipt",
     "Refused",
+    "Relay",
     "Reservation",
     "Resolution",
     "ResolveResult",
@@ -29,6 +32,8 @@ __all__ = [
     "Settings",
     "ToolCall",
     "Waiting",
+    "enqueue",
+    "enqueue_ddl",
     "model_name",
     "tool_name",
 ]

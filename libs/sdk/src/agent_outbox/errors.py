@@ -224,6 +224,13 @@ class OutOfScopeError(OutboxError):
     action = "never"
 
 
+class InvalidSignatureError(OutboxError):
+    """The webhook is not signed as its connection signs, or too long ago."""
+
+    code = "invalid-signature"
+    action = "never"
+
+
 # The decision.
 
 
@@ -291,6 +298,34 @@ class ContradictionError(OutboxError):
 
     code = "contradiction"
     action = "ask-human"
+
+
+class NotInDoubtError(OutboxError):
+    """There is no doubt that could be answered."""
+
+    code = "not-in-doubt"
+    action = "never"
+
+
+class AbsenceTooEarlyError(OutboxError):
+    """That it did not happen does not count yet."""
+
+    code = "absence-too-early"
+    action = "wait"
+
+
+class RecoveryDueError(OutboxError):
+    """Automatic recovery has not ended yet."""
+
+    code = "recovery-due"
+    action = "wait"
+
+
+class CountDiffersError(OutboxError):
+    """There are not as many as expected."""
+
+    code = "count-differs"
+    action = "change-input"
 
 
 class VoidedError(OutboxError):
@@ -376,6 +411,7 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             KeyExpiredError,
             KeyRevokedError,
             OutOfScopeError,
+            InvalidSignatureError,
             PolicyDeniedError,
             ReviewRequiredError,
             ReviewDeniedError,
@@ -385,6 +421,10 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             ProviderRefusedError,
             InDoubtError,
             ContradictionError,
+            NotInDoubtError,
+            AbsenceTooEarlyError,
+            RecoveryDueError,
+            CountDiffersError,
             VoidedError,
             ProviderUnreachableError,
             FailedError,
