@@ -13,6 +13,9 @@ from outbox_store import migrate
 from outbox_store.migrate import MigrationRefused
 
 DEADLINE_SECONDS = 20.0
+NEXT = f"{len(migrate.known()) + 1:04d}"
+"""The number of the file that would come after this version's."""
+AFTER_NEXT = f"{len(migrate.known()) + 2:04d}"
 
 
 @pytest.fixture
@@ -70,14 +73,15 @@ async def test_an_edited_file_is_refused(empty_database: Database, folder: Path)
     await run(empty_database, folder)
     first = folder / migrate.known()[0].name
     first.write_text(first.read_text() + "-- edited\n")
-    (folder / "0002_more.sql").write_text("create table more (n int);")
+    (folder / f"{NEXT}_more.sql").write_text("create table more (n int);")
     with pytest.raises(MigrationRefused, match=rf"{first.name} was changed"):
         await run(empty_database, folder)
     assert await value(empty_database, "select to_regclass('more')") is None
 
 
 @pytest.mark.parametrize(
-    "name", ["0003_gap.sql", "0001_again.sql", "0002-dash.sql", "2_short.sql", "0002_Upper.sql", "grants2.sql"]
+    "name",
+    [f"{AFTER_NEXT}_gap.sql", "0001_again.sql", f"{NEXT}-dash.sql", f"{int(NEXT)}_short.sql", f"{NEXT}_Upper.sql", "grants2.sql"],
 )
 async def test_files_are_numbered_without_gap_and_named_alike(empty_database: Database, folder: Path, name: str) -> None:
     """A missing number, a number twice and a file that would be passed over because of its name are refused before anything runs."""
@@ -89,7 +93,7 @@ async def test_files_are_numbered_without_gap_and_named_alike(empty_database: Da
 
 async def test_a_gap_in_the_history_is_refused(empty_database: Database, folder: Path) -> None:
     """A file that was passed over is not applied behind a later one."""
-    (folder / "0002_more.sql").write_text("create table more (n int);")
+    (folder / f"{NEXT}_more.sql").write_text("create table more (n int);")
     await run(empty_database, folder)
     await value(empty_database, "delete from schema_migrations where number = 1")
     with pytest.raises(MigrationRefused, match="gap"):
@@ -98,24 +102,24 @@ async def test_a_gap_in_the_history_is_refused(empty_database: Database, folder:
 
 async def test_a_newer_database_is_refused(empty_database: Database, folder: Path) -> None:
     """A version that knows fewer files than the database has leaves it alone and names them."""
-    (folder / "0002_from_the_future.sql").write_text("create table more (n int);")
-    assert "0002_from_the_future.sql" in await run(empty_database, folder)
-    with pytest.raises(MigrationRefused, match=r"newer than this version: it has 0002_from_the_future\.sql"):
+    (folder / f"{NEXT}_from_the_future.sql").write_text("create table more (n int);")
+    assert f"{NEXT}_from_the_future.sql" in await run(empty_database, folder)
+    with pytest.raises(MigrationRefused, match=rf"newer than this version: it has {NEXT}_from_the_future\.sql"):
         await run(empty_database)
 
 
 async def test_a_failed_file_leaves_nothing_behind(empty_database: Database, folder: Path) -> None:
     """A file that fails half-way is undone as a whole and not recorded; once mended it is applied."""
     await run(empty_database, folder)
-    second = folder / "0002_half.sql"
+    second = folder / f"{NEXT}_half.sql"
     second.write_text("create table half (n int); insert into half values (1); select 1 / 0;")
     with pytest.raises(asyncpg.DivisionByZeroError):
         await run(empty_database, folder)
     assert await value(empty_database, "select to_regclass('half')") is None
-    assert await value(empty_database, "select max(number) from schema_migrations") == 1
+    assert await value(empty_database, "select max(number) from schema_migrations") == len(migrate.known())
     assert await value(empty_database, "select count(*) from pg_locks where locktype = 'advisory'") == 0
     second.write_text("create table half (n int);")
-    assert await run(empty_database, folder) == ["0002_half.sql"]
+    assert await run(empty_database, folder) == [f"{NEXT}_half.sql"]
 
 
 async def test_an_index_made_concurrently_beside_a_second_runner(empty_database: Database, folder: Path) -> None:
@@ -124,7 +128,7 @@ async def test_an_index_made_concurrently_beside_a_second_runner(empty_database:
     The index waits for every older snapshot. A runner that blocked on the lock would hold one; this one polls.
     """
     await run(empty_database, folder)
-    (folder / "0002_index.sql").write_text(
+    (folder / f"{NEXT}_index.sql").write_text(
         "-- transaction: none\ncreate index concurrently tool_calls_model on tool_calls (model);"
     )
     writer, watcher = await asyncpg.connect(empty_database.superuser_url), await asyncpg.connect(empty_database.superuser_url)
@@ -144,7 +148,7 @@ async def test_an_index_made_concurrently_beside_a_second_runner(empty_database:
     second = asyncio.create_task(run(empty_database, folder))
     await until("select 1 from pg_stat_activity where query like 'select pg_try_advisory_lock%' and datname = current_database()")
     await transaction.commit()
-    assert await asyncio.wait_for(first, DEADLINE_SECONDS) == ["0002_index.sql"]
+    assert await asyncio.wait_for(first, DEADLINE_SECONDS) == [f"{NEXT}_index.sql"]
     assert await asyncio.wait_for(second, DEADLINE_SECONDS) == []
     assert await watcher.fetchval("select indisvalid from pg_index where indexrelid = 'tool_calls_model'::regclass")
     for connection in (writer, watcher):
