@@ -11,7 +11,7 @@ export MYPYPATH := $(subst $(space),:,$(strip $(wildcard libs/*/src services/*/s
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sync demo up test model model-long fault lint lint-client types format bench build clean
+.PHONY: help sync demo up test model model-long fault lint lint-client types format bench compat-agent-ledger build clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ format: sync ## Rewrite the code in the one format.
 
 bench: sync ## Measure calls per second and added latency, beside another ledger library.
 	$(RUN) python -m tests.load.bench $(ARGS)
+
+compat-agent-ledger: sync ## Run agent-ledger's own published tests against our module of its names, and import its table.
+	$(RUN) python -m tests.compat.run $(ARGS)
 
 build: sync ## Build a wheel of every member into dist/.
 	rm -rf dist

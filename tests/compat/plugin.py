@@ -57,7 +57,8 @@ def pytest_sessionfinish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what is listed."""
-    kept, left = [], []
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
     for item in items:
         name = "::".join(item.nodeid.partition("[")[0].split("::")[1:])
         (left if name in LEFT_OUT else kept).append(item)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.compat import sdist
+from tests.compat.check_import import check
 from tests.compat.left_out import FUNCTIONS, ITEMS, LEFT_OUT
 from tests.compat.plugin import OUTCOMES
 from tests.rules.house import ROOT
@@ -33,12 +34,15 @@ def main() -> None:
         ready = up.ready()
         named = {"OUTBOX_URL": ready["url"], "OUTBOX_KEY": ready["agent_key"], "COMPAT_POSTGRES_URL": ready["postgres_url"]}
         wrong += _suite("over HTTP", named)
+        wrong += check(up)
     print(f"\nLeft out, {len(LEFT_OUT)} of {FUNCTIONS} functions:")
     for name, why in LEFT_OUT.items():
         print(f"  {name}: {why}")
     if wrong:
         raise SystemExit("\n".join(["", *wrong]))
-    print(f"\n{FUNCTIONS - len(LEFT_OUT)} functions of agent-ledger's own tests passed, as {ITEMS} tests, in both runs.")
+    print(
+        f"\n{FUNCTIONS - len(LEFT_OUT)} functions of agent-ledger's own tests passed, as {ITEMS} tests, in both runs; what it had recorded in Postgres was\nbrought over and replayed."
+    )
 
 
 def _names() -> list[str]:

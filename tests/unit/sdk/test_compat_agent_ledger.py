@@ -190,7 +190,12 @@ def test_stores_are_made_without_a_gateway_and_forget_nothing() -> None:
 def test_the_gateways_rules_hold_unless_others_are_chosen() -> None:
     """Nothing is relaxed by default; `use_profile` is for stores that are made afterwards and say nothing themselves."""
     assert OutboxStore().profile == OURS == Profile()
-    assert (OURS.key_conflict, OURS.exceptions, OURS.failures, OURS.is_retry_safe("any")) == ("refuse", "classified", "free", False)
+    assert (OURS.key_conflict, OURS.exceptions, OURS.failures, OURS.is_retry_safe("any")) == (
+        "refuse",
+        "classified",
+        "free",
+        False,
+    )
     use_profile(THEIRS)
     try:
         assert MemoryStore().profile == THEIRS

@@ -3,4 +3,4 @@
 from agent_outbox.compat.agent_ledger import *  # noqa: F403
 
 # isort: split
-from agent_ledger.stores import MemoryStore as MemoryStore  # type: ignore[import-not-found]
+from .stores import MemoryStore as MemoryStore  # type: ignore[no-redef]
