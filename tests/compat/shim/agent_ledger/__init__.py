@@ -3,4 +3,4 @@
 from agent_outbox.compat.agent_ledger import *  # noqa: F403
 
 # isort: split
-from .stores import MemoryStore as MemoryStore  # type: ignore[no-redef]
+from .stores import MemoryStore as MemoryStore
