@@ -44,7 +44,10 @@ def outbox(installed: Path, folder: Path, *arguments: str, env: dict[str, str] |
 def test_lists_every_command(installed: Path, tmp_path: Path) -> None:
     """`outbox --help` shows the commands of all installed members."""
     shown = outbox(installed, tmp_path, "--help")
-    assert all(command in shown for command in ("up", "demo", "migrate", "doctor", "tail", "receipts", "doubts", "explain"))
+    assert all(
+        command in shown
+        for command in ("up", "demo", "migrate", "doctor", "tail", "receipts", "doubts", "explain", "conformance")
+    )
 
 
 def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
@@ -59,6 +62,13 @@ def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], t
     env = {"OUTBOX_URL": running["url"], "OUTBOX_KEY": running["admin_key"]}
     assert reference in outbox(installed, tmp_path, "receipts", "--json", env=env)
     assert "refund:pi_wheel:case-1" in outbox(installed, tmp_path, "tail", env=env)
+
+
+def test_conforms(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
+    """`outbox conformance` of the wheel tests the installed server; what it finds kept is kept."""
+    (tmp_path / "ready.json").write_text(json.dumps(running))
+    shown = outbox(installed, tmp_path, "conformance", "--ready-file", "ready.json", "--only", "lost-reply", "--only", "webhooks")
+    assert "2 kept, 0 broken, 0 not made." in shown
 
 
 def test_migrates(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:

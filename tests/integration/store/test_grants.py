@@ -3,17 +3,20 @@
 import asyncpg
 import pytest
 from tests.integration.store.races import Store
-from tests.support.ledger import claimed, settled
+from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome
 from outbox_store import actors, tool_calls
+from outbox_store.batches import Failed
+from outbox_store.claim import ClaimedByClient, claim, claim_by_client
 from outbox_store.migrate import ROLES
 from outbox_store.reserve import reserve
+from outbox_store.sweep import Lapse, lapse
 
 S, SI, SIU, ALL = "SELECT", "SELECT INSERT", "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE"
 GRANTS: dict[str, dict[str, str]] = {
     "actors": {"outbox_api": SI, "outbox_worker": S},
-    "attempts": {"outbox_api": S, "outbox_worker": SIU},
+    "attempts": {"outbox_api": SI, "outbox_worker": SIU},
     "breakers": {"outbox_api": S, "outbox_worker": SIU},
     "connections": {"outbox_api": S, "outbox_worker": S},
     "contradictions": {"outbox_api": SI, "outbox_worker": SI},
@@ -23,6 +26,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "members": {"outbox_api": S},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
+    "probes": {"outbox_api": SI},
     "projects": {"outbox_api": S, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
     "receipts": {"outbox_api": SI, "outbox_worker": SI},
@@ -50,9 +54,25 @@ ENDS_A_DOUBT = {
 }
 """What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
 
+CARRIES_OUT = {
+    "reservations": "attempts epoch resends last_attempt_id late_write void_reason provider_status provider_code",
+    "attempts": "lease_until provider_key marker late_outcome late_write stored provider_status provider_code provider_request_id "
+    "provider_seconds",
+    "probes": "answered_at found verdict",
+}
+"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0013)."""
+
+BROUGHT_ALONG = {
+    "tool_contracts": "organization_id tool version document inline_digest",
+    "connections": "organization_id id environment_id provider name base_url",
+}
+"""What an inline contract may add; a trigger refuses whatever could be sent to."""
+
 COLUMN_GRANTS = {
     ("outbox_api", "tool_calls", "repeats", "UPDATE"),
     *(("outbox_api", table, column, "UPDATE") for table, columns in ENDS_A_DOUBT.items() for column in columns.split()),
+    *(("outbox_api", table, column, "UPDATE") for table, columns in CARRIES_OUT.items() for column in columns.split()),
+    *(("outbox_api", table, column, "INSERT") for table, columns in BROUGHT_ALONG.items() for column in columns.split()),
     *(("outbox_api", "sealed_inputs", column, "SELECT") for column in ("organization_id", "reservation_id")),
 }
 SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
@@ -123,14 +143,11 @@ async def test_service_roles_are_plain_roles(store: Store) -> None:
 REFUSED_TO_THE_API = [
     "select * from provider_credentials",
     "select sealed from sealed_inputs",
-    "insert into attempts (id) values (gen_random_uuid())",
-    "update attempts set lease_until = now() + interval '1 day'",
-    "update attempts set provider_key = 'mine'",
+    "update attempts set actor_id = gen_random_uuid()",
+    "update attempts set epoch = 2",
     "update reservations set not_after = now() + interval '1 day'",
-    "update reservations set resends = 0",
-    "update reservations set late_write = false",
     "update reservations set operation_key = 'mine'",
-    "update reservations set epoch = 2",
+    "update reservations set executor = 'client'",
     "delete from reservations",
     "delete from attempts",
     "update receipts set owner = 'me'",
@@ -142,8 +159,11 @@ REFUSED_TO_THE_API = [
     "update tool_calls set answer_code = 'ok'",
     "delete from tool_calls",
     "update scoped_keys set expires_at = null",
-    "insert into tool_contracts (tool) values ('x')",
-    "insert into connections (id) values (gen_random_uuid())",
+    "insert into tool_contracts (tool, created_at) values ('x', now())",
+    "insert into connections (id, is_default) values (gen_random_uuid(), true)",
+    "update connections set base_url = 'https://mine'",
+    "update tool_contracts set document = '{}'",
+    "update probes set asked_at = now() - interval '1 day'",
     "update organizations set data_key_wrapped = ''",
     "insert into members (roles) values ('{owner}')",
     "insert into reservation_transitions values ('failed', 'reserved')",
@@ -152,6 +172,70 @@ REFUSED_TO_THE_API = [
     "create table mine (n int)",
     "delete from schema_migrations",
 ]
+
+
+REFUSED_ON_WHAT_THE_GATEWAY_DOES = [
+    "insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until) "
+    "select organization_id, gen_random_uuid(), id, 99, epoch, actor_id, 'mine', false, now() from reservations where id = $1",
+    "update attempts set lease_until = now() + interval '1 day' where reservation_id = $1",
+    "update attempts set provider_key = 'mine' where reservation_id = $1",
+    "update attempts set late_write = true where reservation_id = $1",
+    "update attempts set outcome = 'unsent', closed_at = now(), closed_by = 'answer' where reservation_id = $1",
+    "update reservations set resends = 9 where id = $1",
+    "update reservations set late_write = true where id = $1",
+    "update reservations set epoch = epoch - 1 where id = $1",
+    "update reservations set attempts = 9 where id = $1",
+    "update reservations set last_attempt_id = gen_random_uuid() where id = $1",
+    "update reservations set provider_status = 402 where id = $1",
+]
+
+
+async def test_what_the_api_may_not_do_to_what_the_gateway_does(store: Store) -> None:
+    """The API opens, lengthens and answers no attempt of the gateway, though it does all that for clients."""
+    row = store.world.row()
+    await reserve(store.api, [row])
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.api.execute("update reservations set state = 'voided', live = false, void_reason = 'x' where id = $1", row.id)
+    await claimed(store.worker, row)
+    before = await store.reservation(row.id)
+    for statement in REFUSED_ON_WHAT_THE_GATEWAY_DOES:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await store.api.execute(statement, row.id)
+    # The very same statements are about grants and rows that exist: the owner's session is refused none of them.
+    assert await store.reservation(row.id) == before
+    for statement in (
+        "insert into tool_contracts (organization_id, tool, version, document) values ($1, 'a.b', 1, '{}')",
+        "insert into connections (organization_id, id, environment_id, provider, name, base_url) "
+        f"values ($1, gen_random_uuid(), '{store.world.environment_id}', 'mine', 'mine', 'https://mine')",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await store.api.execute(statement, store.world.organization_id)
+
+
+async def test_what_a_worker_may_not_do_to_what_a_client_does(store: Store) -> None:
+    """A worker opens no attempt of a client, keeps none open and answers none; it closes what has lapsed."""
+    row = store.world.row(executor="client")
+    await reserve(store.api, [row])
+    wish = claim_of(row, executor="client", actor_id=row.actor_id)
+    [refused] = await claim(store.worker, [wish])
+    assert isinstance(refused, Failed)
+    assert isinstance(refused.error, asyncpg.InsufficientPrivilegeError)
+    assert isinstance(await claim_by_client(store.api, wish), ClaimedByClient)
+    for statement in (
+        "update attempts set lease_until = now() + interval '1 day' where reservation_id = $1",
+        "update attempts set outcome = 'unsent', closed_at = now(), closed_by = 'answer' where reservation_id = $1",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await store.worker.execute(statement, row.id)
+    await store.let_the_lease_lapse(wish.attempt_id)
+    lapse_ = Lapse(
+        organization_id=row.organization_id,
+        reservation_id=row.id,
+        attempt_id=wish.attempt_id,
+        settle_seconds=1.0,
+        recover_seconds=9.0,
+    )
+    assert await lapse(store.worker, [lapse_]) == [row.id]
 
 
 async def test_what_the_api_may_not_do(store: Store) -> None:

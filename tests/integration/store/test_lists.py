@@ -404,7 +404,7 @@ async def test_a_view_says_all_that_an_answer_needs(store: Store) -> None:
     assert (view.recovery_due, view.sealed_failure, view.provider_seconds) == (True, b"words", 0.5)
     assert view.next_check is not None
     assert view.next_check > datetime.now(UTC) + timedelta(seconds=30)
-    assert await reservations.states(store.api, [(world.organization_id, row.id)]) == {row.id: (view.state, True)}
+    assert await reservations.states(store.api, [(world.organization_id, row.id)]) == {row.id: (view.state, True, "gateway")}
     await store.owner.execute("update sealed_results set expires_at = now() where reservation_id = $1", row.id)
     view = await reservations.view(store.api, world.organization_id, row.id)
     assert view is not None

@@ -94,6 +94,10 @@ async def test_a_taken_key_is_held_and_nothing_is_written(store: Store) -> None:
             declared={"amount": 1200},
             contract_version=1,
             settled_at=None,
+            executor="gateway",
+            open_attempt_id=None,
+            last_attempt_id=None,
+            lease_seconds=None,
         )
     ]
     assert await counts(store) == before

@@ -239,7 +239,7 @@ def test_roles_map_to_capabilities_in_one_table() -> None:
 
 def test_agents_call_and_read_their_own_and_nothing_more() -> None:
     """Roles written beside an agent's name give it nothing."""
-    assert frozenset({Capability.CALL_TOOLS, Capability.READ_OWN}) == AGENT_CAPABILITIES
+    assert frozenset({Capability.CALL_TOOLS, Capability.EXECUTE_EFFECTS, Capability.READ_OWN}) == AGENT_CAPABILITIES
     assert capabilities("agent", ["owner"]) == capabilities("subagent", ["admin"]) == AGENT_CAPABILITIES
     with pytest.raises(OutboxError) as caught:
         require("agent", ["owner"], Capability.MANAGE_KEYS)

@@ -28,6 +28,7 @@ class Capability(StrEnum):
     """What an actor may do."""
 
     CALL_TOOLS = "call-tools"
+    EXECUTE_EFFECTS = "execute-effects"
     READ_OWN = "read-own"
     READ_ALL = "read-all"
     READ_LEDGER = "read-ledger"
@@ -52,12 +53,13 @@ CAPABILITIES: Mapping[Role, frozenset[Capability]] = MappingProxyType(
         Role.OPERATOR: _READER | {Capability.READ_LEDGER, Capability.RESOLVE, Capability.RESOLVE_DOUBTS, Capability.SET_SWITCHES},
         Role.APPROVER: _READER | {Capability.VOTE_ON_REVIEWS},
         Role.AUDITOR: _READER | {Capability.READ_LEDGER},
-        Role.DEVELOPER: _READER | {Capability.CALL_TOOLS, Capability.RESOLVE, Capability.MANAGE_CONTRACTS},
+        Role.DEVELOPER: _READER
+        | {Capability.CALL_TOOLS, Capability.EXECUTE_EFFECTS, Capability.RESOLVE, Capability.MANAGE_CONTRACTS},
     }
 )
 """What each role may do. A member with several roles may do what any of them may."""
 
-AGENT_CAPABILITIES = frozenset({Capability.CALL_TOOLS, Capability.READ_OWN})
+AGENT_CAPABILITIES = frozenset({Capability.CALL_TOOLS, Capability.EXECUTE_EFFECTS, Capability.READ_OWN})
 """What an agent or subagent may do, whatever roles someone wrote beside its name."""
 
 

@@ -170,7 +170,7 @@ class RequestRule(_Rule):
     """How the tool's request is written on the wire.
 
     Attributes:
-        driver: the wire protocol.
+        driver: the wire protocol; `client` where only a caller itself carries the tool out and nothing is sent by us.
         method: the HTTP method.
         url: the path below the connection's base URL, with `{input.x}` where a value goes; it starts with `/`.
         credential: how the connection's credential travels.
@@ -182,7 +182,7 @@ class RequestRule(_Rule):
         timeouts: limits for the steps before the answer is awaited.
     """
 
-    driver: Literal["http_form", "http_json"]
+    driver: Literal["http_form", "http_json", "client"]
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     url: str
     credential: Literal["bearer", "none"] | CredentialHeader = "none"

@@ -84,6 +84,15 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("voided", "Withdrawn before it was sent", "same-request"),
     ("provider-unreachable", "The provider could not be reached; nothing was sent", "same-request"),
     ("failed", "Closed without an effect", "same-request"),
+    # The effect that a client carries out itself.
+    ("time-limit-required", "Without a time limit only class A is carried out by a client", "change-input"),
+    ("not-client-executed", "A worker carries this out", "never"),
+    ("attempt-unknown", "There is no such attempt of this caller's", "never"),
+    ("attempt-closed", "The attempt was closed before; what was said of it is kept as evidence", "never"),
+    ("lease-lost", "The attempt is not this caller's any more", "never"),
+    ("outcome-differs", "The attempt was settled with another outcome", "ask-human"),
+    ("not-withdrawable", "It is under way or in doubt and cannot be withdrawn", "wait"),
+    ("not-probed", "There is no doubt that this caller may look into", "never"),
     # The request key.
     ("request-key-reused", "This Idempotency-Key was used for another request", "change-input"),
     ("request-in-progress", "The same request is being answered at this moment", "wait"),

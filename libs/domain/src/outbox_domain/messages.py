@@ -27,6 +27,10 @@ _REPLAYED_SAME_RUN = "Already done at {time} in this run; this call sent nothing
 _REPLAYED_OTHER_RUN = "Already done at {time} by another run; this call sent nothing. Receipt {receipt}."
 _REPLAYED_NO_RUN = "Already done at {time}; this call sent nothing. Receipt {receipt}."
 _RUNNING = "Not finished. Ask again in {seconds} s with the same arguments; that joins this one and starts nothing new."
+_ATTEMPT_OPEN = "NOT DONE YET. This caller holds the one attempt: carry it out now and settle it before its lease ends."
+_PROBE_FIRST = (
+    "UNKNOWN. An earlier attempt may have done it. Do not carry it out: look first whether it is there, and say what was found."
+)
 _AWAITING_REVIEW = (
     "NOT DONE. A person must approve it by {time}. Tell the user so. Do not repeat it, split it or reach it by another tool."
 )
@@ -100,6 +104,16 @@ def running(after_seconds: float) -> str:
         after_seconds: when to ask again; told in whole seconds, at least one.
     """
     return _RUNNING.format(seconds=_whole_seconds(after_seconds))
+
+
+def attempt_open() -> str:
+    """The caller carries the effect out itself and may do so now."""
+    return _ATTEMPT_OPEN
+
+
+def probe_first() -> str:
+    """The caller carries the effect out itself, and must look first whether an earlier attempt did."""
+    return _PROBE_FIRST
 
 
 def awaiting_review(expires_at: datetime) -> str:

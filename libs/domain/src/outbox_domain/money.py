@@ -45,3 +45,23 @@ def format(value: int, currency: str) -> str:
         return f"{value} {name}"
     whole, fraction = divmod(abs(value), 10**exponent)
     return f"{'-' if value < 0 else ''}{whole}.{fraction:0{exponent}d} {name}"
+
+
+def difference(
+    amount: int | None, currency: str | None, reported_amount: int | None, reported_currency: str | None
+) -> dict[str, object] | None:
+    """What was reported to have moved, where that is not what was asked; it is noted, never corrected.
+
+    Args:
+        amount, currency: what was asked; None where the tool moves no money.
+        reported_amount, reported_currency: what was reported; None counts as asked.
+    """
+    if amount is None or currency is None:
+        return None
+    moved = (
+        amount if reported_amount is None else reported_amount,
+        (currency if reported_currency is None else reported_currency).upper(),
+    )
+    if moved == (amount, currency.upper()):
+        return None
+    return {"asked": {"amount": amount, "currency": currency}, "reported": {"amount": moved[0], "currency": moved[1]}}

@@ -94,6 +94,25 @@ def recover_in_seconds(contract: ToolContract, doubt: Doubt) -> float | None:
     return back_off_seconds(doubt.resends + doubt.tries) if isinstance(way[1], ResendRule) else BACK_OFF_FIRST_SECONDS
 
 
+def left_to_clients_seconds(contract: ToolContract, *, sent_seconds_ago: float | None, not_after_seconds: float) -> float | None:
+    """How long the next caller may end a doubt of a client-executed effect, counted from now; None: only a person can.
+
+    Class A is handed over inside the provider's window, class B is probed. Both end with `not_after`: nothing is sent later.
+
+    Args:
+        contract: of the tool.
+        sent_seconds_ago: since the first attempt that may have been sent.
+        not_after_seconds: until the reservation's `not_after`; negative once it has passed.
+    """
+    ways = [0.0]
+    if contract.lookup is not None:
+        ways.append(not_after_seconds)
+    if contract.guarantee_class == "A" and contract.resend is not None:
+        ways.append(contract.resend.within.total_seconds() - (sent_seconds_ago or 0.0) - RESEND_MARGIN_SECONDS)
+    seconds = min(max(ways), not_after_seconds)
+    return seconds if seconds > 0 else None
+
+
 def look_again_seconds(*, looked: int, counts_in_seconds: float | None) -> float:
     """When the next look-up is due after one that proved nothing, counted from now.
 

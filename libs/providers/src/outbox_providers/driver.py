@@ -96,6 +96,8 @@ def build_request(
         raise ValueError(f"{contract.tool} cannot be sent without its marker")
     all_names = {**names, "marker": marker}
     url = _joined(base_url, expand_url(rule.url, bound, all_names))
+    if rule.driver == "client":
+        raise ValueError(f"{contract.tool} is carried out by its caller; nothing is sent for it")
     content_type, encode = _ENCODERS[rule.driver]
     body = b""
     if rule.method not in _METHODS_WITHOUT_BODY:

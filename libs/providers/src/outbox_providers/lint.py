@@ -387,6 +387,8 @@ def _texts(contract: ToolContract) -> Iterator[str]:
 def _request(contract: ToolContract) -> Iterator[str]:
     request = contract.request
     yield from (f"the request's {finding}" for finding in _address(contract, request.url, {"reference", "run", "marker"}))
+    if request.driver == "client":
+        yield "a contract that is loaded says how its request is sent; what only a caller carries out comes with the call"
     if request.deadline <= timedelta(0):
         yield "the request has a deadline"
     if contract.kind != "read" and request.method == "GET":

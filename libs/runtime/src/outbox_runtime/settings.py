@@ -226,6 +226,12 @@ class ApiSettings(_Lifecycle):
     lists_at_once_max: int = Field(
         default=4, ge=1, description="Lists that one process reads at once; tool calls need the other connections."
     )
+    client_lease_seconds: Seconds = Field(
+        default=10.0, description="The lease of a client's attempt, from one heartbeat to the next."
+    )
+    client_margin_seconds: Seconds = Field(
+        default=5.0, description="How long after the handler's time limit a client's lease lasts at most, for its settlement."
+    )
     body_seconds_max: Seconds = Field(default=30.0, description="How long a body may take to arrive.")
     body_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest body that is read.")
     body_depth_max: int = Field(default=64, ge=1, description="The deepest nesting of a body that is read.")

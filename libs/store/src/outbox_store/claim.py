@@ -11,11 +11,15 @@ and planning would cost more than executing (measured: 3.6 ms against 1.8 ms in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+import asyncpg
+
 from outbox_store.batches import Failed, columns, in_halves
 from outbox_store.connection import Connection
+from outbox_store.reserve import Executor
 
 TRIES_MAX = 20
 """Unsent and deferred tries together, after which a reservation is voided (`interfaces.md` 9)."""
@@ -33,6 +37,9 @@ class Claim:
         resend_needs_seconds: the contract's deadline and the margin that must fit into what is left of that window.
         resends_max: resends out of doubt, after which the next way of recovery is due; one that was not sent or was put off is given
             back and counts as a try instead.
+        executor: whose reservations it may open an attempt on; no one else's is claimed by it.
+        actor_id: whose the attempt is; that of the reservation unless given.
+        time_limit_seconds: how long a client's handler may run; None: no limit, or a worker's attempt.
     """
 
     organization_id: UUID | None
@@ -43,6 +50,9 @@ class Claim:
     resend_window_seconds: float | None = None
     resend_needs_seconds: float = 0.0
     resends_max: int = 0
+    executor: Executor = "gateway"
+    actor_id: UUID | None = None
+    time_limit_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +105,39 @@ class Claimed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimedByClient:
+    """An open attempt of a caller who carries the effect out itself, and the names that its provider key is derived from.
+
+    Attributes:
+        resend: an earlier attempt may have had its effect; the provider key is the same.
+        actor_id: whose attempt it is.
+        lease_until: Postgres's time; `lease_seconds` is how long until then, below zero once it is over.
+        lineage_name: the caller's name of the lineage's root run.
+    """
+
+    reservation_id: UUID
+    organization_id: UUID
+    attempt_id: UUID
+    number: int
+    epoch: int
+    resend: bool
+    generation: int
+    actor_id: UUID
+    lease_until: datetime
+    lease_seconds: float
+    time_limit_seconds: float | None
+    organization: str
+    project: str
+    environment: str
+    connection: str
+    tool: str
+    scope: str
+    operation_key: str
+    occurrence: int
+    lineage_name: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NotClaimed:
     """Why no attempt was opened.
 
@@ -107,17 +150,20 @@ class NotClaimed:
     reason: Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]
 
 
-CLAIM = """
+_OPEN = """
 with input as (
   select coalesce(i.organization_id, o.organization_id) as organization_id, i.id, i.attempt_id, i.worker, i.lease_seconds,
-    i.resend_window_seconds, i.resend_needs_seconds, i.resends_max, i.place
-  from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::float8[], $6::float8[], $7::float8[], $9::int[])
-    with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, resends_max, place)
+    i.resend_window_seconds, i.resend_needs_seconds, i.resends_max, i.claimed_by, i.attempt_actor_id, i.time_limit_seconds, i.place
+  from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::float8[], $6::float8[], $7::float8[], $9::int[], $10::text[], $11::uuid[],
+      $12::float8[])
+    with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, resends_max,
+      claimed_by, attempt_actor_id, time_limit_seconds, place)
   left join open_reservations o on i.organization_id is null and o.reservation_id = i.id
 ), locked as materialized (
-  select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.resends_max, i.place
+  select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.resends_max,
+    coalesce(i.attempt_actor_id, r.actor_id) as attempt_actor_id, i.time_limit_seconds, i.place
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
-  where r.executor = 'gateway' and (r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)
+  where r.executor = i.claimed_by and (r.state in ('reserved', 'in_doubt') or r.open_attempt_id = i.attempt_id)
   order by r.organization_id, r.id
   for update of r
 ), wanting as materialized (
@@ -132,7 +178,7 @@ with input as (
           and (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
             = (l.organization_id, l.project_id, l.environment_id, l.connection_id, l.tool, l.scope, l.operation_key)
       ) then 'parked'
-      when o.due_at > now() then 'not-due'
+      when o.due_at > now() and l.executor = 'gateway' then 'not-due'
       when l.state = 'reserved' then 'claim'
       when l.late_write or l.stored_failure or l.resends >= l.resends_max or l.tries >= $8 or l.not_after <= now() then 'no-resend'
       when now() + make_interval(secs => l.resend_needs_seconds)
@@ -149,7 +195,7 @@ with input as (
   -- The breaker protects the provider, not the promise: read from another table, it may be a moment old.
   select w.*, b.verdict, b.trial
   from wanting w cross join lateral (
-    select case when w.wanted = 'claim' and exists (
+    select case when w.wanted = 'claim' and w.executor = 'gateway' and exists (
         select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
           and b.closed_at is null and b.trial_reservation_id is distinct from w.id
       ) then 'held' else w.wanted end as verdict,
@@ -161,7 +207,8 @@ with input as (
 ), watched as (
   update open_reservations o set due_at = now() + make_interval(secs => j.lease_seconds)
   from judged j
-  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim' and o.due_at <= now()
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim'
+    and (o.due_at <= now() or j.executor = 'client')
   returning o.organization_id, o.reservation_id as id
 ), changed as (
   update reservations r set
@@ -191,9 +238,10 @@ with input as (
   where (r.organization_id, r.id) = (j.organization_id, j.id) and (j.verdict = 'void' or w.id is not null)
   returning r.organization_id, r.id, r.attempts, r.epoch, r.generation, r.resends, r.state
 ), opened as (
-  insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until)
-  select j.organization_id, j.attempt_id, j.id, c.attempts, c.epoch, j.actor_id, j.worker, j.state = 'in_doubt',
-    now() + make_interval(secs => j.lease_seconds)
+  insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until, time_limit_seconds,
+    lease_seconds)
+  select j.organization_id, j.attempt_id, j.id, c.attempts, c.epoch, j.attempt_actor_id, j.worker, j.state = 'in_doubt',
+    now() + make_interval(secs => j.lease_seconds), j.time_limit_seconds, case j.executor when 'client' then j.lease_seconds end
   from judged j join changed c using (organization_id, id)
   where j.verdict = 'claim'
 ), closed as (
@@ -214,22 +262,40 @@ with input as (
     end
   from judged j join changed c using (organization_id, id)
 )
+"""
+
+_NAMES = """
 select i.place, case when j.verdict = 'claim' and c.id is null then 'not-due' else coalesce(j.verdict, 'gone') end as verdict,
   i.id as reservation_id, i.organization_id, i.attempt_id,
   coalesce(c.attempts, j.attempts) as number, coalesce(c.epoch, j.epoch) as epoch, coalesce(c.generation, j.generation) as generation,
-  coalesce(c.resends, j.resends) as resends, j.tries, j.unknown_attempts,
   coalesce(a.resend, j.state = 'in_doubt' or j.unknown_attempts > 0) as resend,
   (select name from organizations g where g.id = j.organization_id) as organization,
   (select name from projects p where (p.organization_id, p.id) = (j.organization_id, j.project_id)) as project,
   (select name from environments e where (e.organization_id, e.id) = (j.organization_id, j.environment_id)) as environment,
-  n.name as connection, n.id as connection_id, j.tool, j.contract_version, j.scope, j.operation_key, j.occurrence, j.reference, j.amount, j.currency,
-  (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)) as run_name,
+  n.name as connection, j.tool, j.scope, j.operation_key, j.occurrence,
   (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.lineage)) as lineage_name,
+"""
+
+_WORKER = """
+  coalesce(c.resends, j.resends) as resends, j.tries, j.unknown_attempts,
+  n.id as connection_id, j.contract_version, j.reference, j.amount, j.currency,
+  (select name from runs where (runs.organization_id, runs.id) = (j.organization_id, j.run_id)) as run_name,
   j.actor_chain, j.owner, j.traceparent,
   n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency,
   (select sealed from provider_credentials k where (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)) as sealed_credential,
   (select sealed from sealed_inputs s where (s.organization_id, s.reservation_id) = (j.organization_id, j.id)) as sealed_input,
   extract(epoch from now() - j.changed_at)::float8 as queued_seconds, j.trial
+"""
+
+# The API may read no credential and no input, and a client needs neither.
+_CLIENT = """
+  coalesce(a.actor_id, j.attempt_actor_id) as actor_id,
+  coalesce(a.lease_until, now() + make_interval(secs => j.lease_seconds)) as lease_until,
+  coalesce(extract(epoch from a.lease_until - now()), j.lease_seconds)::float8 as lease_seconds,
+  coalesce(a.time_limit_seconds, case when a.id is null then j.time_limit_seconds end) as time_limit_seconds
+"""
+
+_FROM = """
 from input i
 left join judged j on j.place = i.place
 left join changed c on (c.organization_id, c.id) = (j.organization_id, j.id)
@@ -237,6 +303,9 @@ left join attempts a on (a.organization_id, a.id) = (i.organization_id, i.attemp
 left join connections n on (n.organization_id, n.id) = (j.organization_id, j.connection_id)
 order by i.place
 """
+
+CLAIM = _OPEN + _NAMES + _WORKER + _FROM
+CLAIM_BY_CLIENT = _OPEN + _NAMES + _CLIENT + _FROM
 
 _REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]] = {
     "gone": "gone",
@@ -248,14 +317,23 @@ _REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", 
 }
 
 
-async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed]:
+def _arguments(rows: Sequence[Claim]) -> list[object]:
     names = "organization_id reservation_id attempt_id worker lease_seconds resend_window_seconds resend_needs_seconds".split()
+    more = columns(rows, ["resends_max", "executor", "actor_id", "time_limit_seconds"])
+    return [*columns(rows, names), TRIES_MAX, *more]
+
+
+def _not_claimed(record: asyncpg.Record) -> NotClaimed:
+    return NotClaimed(reservation_id=record["reservation_id"], reason=_REASONS[record["verdict"]])
+
+
+async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed]:
     results: list[Claimed | NotClaimed] = []
-    for record in await connection.fetch(CLAIM, *columns(rows, names), TRIES_MAX, [row.resends_max for row in rows]):
+    for record in await connection.fetch(CLAIM, *_arguments(rows)):
         if record["verdict"] in ("claim", "own"):
             results.append(Claimed(**{name: record[name] for name in Claimed.__dataclass_fields__}))
         else:
-            results.append(NotClaimed(reservation_id=record["reservation_id"], reason=_REASONS[record["verdict"]]))
+            results.append(_not_claimed(record))
     return results
 
 
@@ -272,6 +350,24 @@ async def claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed |
         One result per row, in their order.
     """
     return await in_halves(rows, lambda batch: _claim(connection, batch))
+
+
+async def claim_by_client(connection: Connection, wish: Claim) -> ClaimedByClient | NotClaimed | Failed:
+    """Open an attempt for a caller who carries the effect out itself.
+
+    Args:
+        connection: in autocommit, or inside the transaction that reserves; that one is over where this is `Failed`.
+        wish: whose executor is the client.
+    """
+
+    async def one(batch: Sequence[Claim]) -> list[ClaimedByClient | NotClaimed]:
+        [record] = await connection.fetch(CLAIM_BY_CLIENT, *_arguments(batch))
+        if record["verdict"] in ("claim", "own"):
+            return [ClaimedByClient(**{name: record[name] for name in ClaimedByClient.__dataclass_fields__})]
+        return [_not_claimed(record)]
+
+    [result] = await in_halves([wish], one)
+    return result
 
 
 RENEW = """
@@ -301,8 +397,18 @@ async def renew(
     return bool(await connection.fetch(RENEW, [organization_id], [attempt_id], lease_seconds, until_seconds))
 
 
-async def plant(connection: Connection, organization_id: UUID, attempt_id: UUID, marker: str) -> None:
-    """Remember the marker of an attempt before it is sent: the provider's webhook may come before its answer."""
-    await connection.execute(
-        "update attempts set marker = $3 where organization_id = $1 and id = $2", organization_id, attempt_id, marker
-    )
+PLANT = """
+update attempts set marker = $3, provider_key = coalesce($4, provider_key) where organization_id = $1 and id = $2
+"""
+
+
+async def plant(
+    connection: Connection, organization_id: UUID, attempt_id: UUID, marker: str, *, provider_key: str | None = None
+) -> None:
+    """Remember what an attempt shows the provider before it is sent: a webhook with its marker may come before its answer.
+
+    Args:
+        marker: what look-ups and webhooks find the effect by.
+        provider_key: of a client's attempt, which alone knows whether it was used.
+    """
+    await connection.execute(PLANT, organization_id, attempt_id, marker, provider_key)

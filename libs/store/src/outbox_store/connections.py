@@ -43,6 +43,13 @@ on conflict (organization_id, environment_id, name) do update set
   allow_private = excluded.allow_private, is_default = excluded.is_default
 returning id
 """
+CLIENT_BASE_URL = "https://client.invalid"
+"""Where nothing is sent (RFC 2606): the address of an account that only clients use."""
+
+ENSURE_CLIENT = """
+insert into connections (organization_id, id, environment_id, provider, name, base_url) values ($1, $2, $3, $4, $5, $6)
+on conflict (organization_id, environment_id, name) do nothing
+"""
 SEAL = """
 insert into provider_credentials (organization_id, connection_id, sealed) values ($1, $2, $3)
 on conflict (organization_id, connection_id) do update set sealed = excluded.sealed
@@ -76,6 +83,18 @@ async def ensure(connection: Connection, row: ConnectionRow) -> UUID:
         row.is_default,
     )
     return id
+
+
+async def ensure_client(
+    connection: Connection, organization_id: UUID, environment_id: UUID, provider: str, name: str, new_id: UUID
+) -> ConnectionRow | None:
+    """The connection under which clients carry out effects of a provider that has no account here; made where there is none.
+
+    Returns:
+        None where another provider's connection has the name.
+    """
+    await connection.execute(ENSURE_CLIENT, organization_id, new_id, environment_id, provider, name, CLIENT_BASE_URL)
+    return await resolve(connection, organization_id, environment_id, provider, name)
 
 
 async def seal_credential(connection: Connection, organization_id: UUID, connection_id: UUID, sealed: bytes) -> None:

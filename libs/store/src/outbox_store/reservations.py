@@ -59,9 +59,12 @@ class ReservationView:
     model: str | None
     trace_id: str | None
     decision: dict[str, Any] | None
+    executor: str
     state: State
     attempts: int
     unknown_attempts: int
+    last_attempt_id: UUID | None
+    last_attempt_outcome: str | None
     epoch: int
     generation: int
     not_after: datetime
@@ -138,7 +141,7 @@ class EvidenceView:
 _OWN = (
     "organization_id id project_id environment_id tool scope operation_key occurrence contract_version input_digest review_digest declared "
     "amount currency reference guarantee_class owner actor_id actor_chain run_id lineage checkpoint step call_id model trace_id decision "
-    "state attempts unknown_attempts epoch generation not_after doubt_since doubt_cause absence_counts_at void_reason provider_status "
+    "executor state attempts unknown_attempts last_attempt_id last_attempt_outcome epoch generation not_after doubt_since doubt_cause absence_counts_at void_reason provider_status "
     "provider_code created_at changed_at settled_at"
 ).split()
 _RECEIPT = tuple(ReceiptView.__dataclass_fields__)
@@ -193,7 +196,7 @@ limit $5
 """
 )
 STATES = """
-select r.id, r.state, r.state = 'in_doubt' and o.due_at < 'infinity' as recovery_due
+select r.id, r.state, r.executor, r.state = 'in_doubt' and o.due_at < 'infinity' as recovery_due
 from unnest($1::uuid[], $2::uuid[]) as i (organization_id, id)
 join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
 left join open_reservations o on (o.organization_id, o.reservation_id) = (r.organization_id, r.id)
@@ -224,14 +227,14 @@ async def view(connection: Connection, organization_id: UUID, id: UUID) -> Reser
     return _view(record) if record else None
 
 
-async def states(connection: Connection, ids: Sequence[tuple[UUID, UUID]]) -> dict[UUID, tuple[State, bool]]:
-    """Where reservations stand, and whether automatic recovery is due for them.
+async def states(connection: Connection, ids: Sequence[tuple[UUID, UUID]]) -> dict[UUID, tuple[State, bool, str]]:
+    """Where reservations stand, whether automatic recovery is due for them, and who carries them out.
 
     Args:
         ids: pairs of organization and reservation.
     """
     records = await connection.fetch(STATES, [of for of, _ in ids], [id for _, id in ids])
-    return {record["id"]: (State(record["state"]), bool(record["recovery_due"])) for record in records}
+    return {record["id"]: (State(record["state"]), bool(record["recovery_due"]), record["executor"]) for record in records}
 
 
 async def list_(

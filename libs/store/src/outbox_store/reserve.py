@@ -9,6 +9,7 @@ answer was lost recognises its own rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 import asyncpg
@@ -16,6 +17,9 @@ import asyncpg
 from outbox_domain.reservation import State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
+
+Executor = Literal["gateway", "client"]
+"""Who carries an effect out."""
 
 ROUNDS_MAX = 20
 """How often a key may change hands under one reserve before the caller is told to come again."""
@@ -34,6 +38,7 @@ class NewReservation:
         not_after_seconds: how long from now it may still be sent.
         sealed_input: the bound input and the context, sealed.
         run_name: the caller's name of the run, for the ledger.
+        executor: who carries the effect out, a worker or the caller itself; workers never claim what is a client's.
     """
 
     organization_id: UUID
@@ -69,6 +74,7 @@ class NewReservation:
     decision: dict[str, object] | None
     not_after_seconds: float
     sealed_input: bytes
+    executor: Executor = "gateway"
 
     @property
     def key(self) -> tuple[UUID, UUID, UUID, UUID, str, str, str, int]:
@@ -94,7 +100,14 @@ class Won:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """Another row holds the key."""
+    """Another row holds the key.
+
+    Attributes:
+        executor: who carries it out.
+        open_attempt_id: the attempt under way, where there is one.
+        last_attempt_id: the newest attempt, open or closed.
+        lease_seconds: how long until its lease is over; zero or less once it is.
+    """
 
     id: UUID
     state: State
@@ -102,6 +115,10 @@ class Held:
     declared: dict[str, object]
     contract_version: int
     settled_at: datetime | None
+    executor: Executor
+    open_attempt_id: UUID | None
+    last_attempt_id: UUID | None
+    lease_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,25 +140,25 @@ with input as (
     $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[],
     $10::int[], $11::bytea[], $12::bytea[], $13::text[], $14::bigint[], $15::text[], $16::text[], $17::text[], $18::text[],
     $19::uuid[], $20::text[], $21::text[], $22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[],
-    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[]
+    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[], $34::text[]
   ) as i (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, run_name, checkpoint, step, call_id,
-    model, traceparent, trace_id, decision, not_after_seconds, sealed_input
+    model, traceparent, trace_id, decision, not_after_seconds, sealed_input, executor
   )
 ), won as (
   insert into reservations (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision,
-    not_after, state, live, epoch
+    not_after, state, live, epoch, executor
   )
   select
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared::jsonb, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain::jsonb, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision::jsonb,
-    now() + make_interval(secs => not_after_seconds), 'reserved', true, (select max(number) from epochs)
+    now() + make_interval(secs => not_after_seconds), 'reserved', true, (select max(number) from epochs), executor
   from input i
   where not exists (
     select from contradictions c
@@ -173,16 +190,20 @@ with input as (
   select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[])
     with ordinality as i (organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence, place)
 )
-select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null::uuid as reservation_id
+select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
+  r.open_attempt_id, r.last_attempt_id, null::float8 as lease_seconds, null::uuid as reservation_id
 from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
 union all
-select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, null
+select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
+  r.open_attempt_id, r.last_attempt_id,
+  (select extract(epoch from a.lease_until - now())::float8 from attempts a where (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)),
+  null
 from input i join reservations r
   on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key, r.occurrence)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key, i.occurrence)
 where r.live
 union all
-select i.place, 3, 'contradiction', c.id, null, null, null, null, null, c.reservation_id
+select i.place, 3, 'contradiction', c.id, null, null, null, null, null, null, null, null, null, c.reservation_id
 from input i join contradictions c
   on (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
@@ -229,6 +250,7 @@ def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
         "decision",
         "not_after_seconds",
         "sealed_input",
+        "executor",
     ]
     encoded = {"declared", "actor_chain", "decision"}
     return [
@@ -280,6 +302,10 @@ def _verdict(record: asyncpg.Record) -> Verdict:
                 declared=record["declared"],
                 contract_version=record["contract_version"],
                 settled_at=record["settled_at"],
+                executor=record["executor"],
+                open_attempt_id=record["open_attempt_id"],
+                last_attempt_id=record["last_attempt_id"],
+                lease_seconds=record["lease_seconds"],
             )
         case _:
             return Contradicted(id=record["id"], reservation_id=record["reservation_id"])
@@ -309,7 +335,8 @@ async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> li
 async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | Failed]:
     """Claim the operation key of each row, with its sealed input and its ledger entry, or say who holds it.
 
-    Each statement is a transaction of its own: call it outside of one.
+    Each statement is a transaction of its own: call it outside of one. A single row may be reserved inside one, together with the
+    claim of its client.
 
     Args:
         connection: a connection in autocommit.

@@ -179,7 +179,12 @@ with input as (
   delete from open_reservations o using judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'settled' and j.next_state in ('succeeded', 'failed')
 ), watched as (
-  update open_reservations o set due_at = now() + make_interval(secs => j.again_seconds)
+  -- What was a client's is taken up by the next caller; until it is too late nobody has to look at it.
+  update open_reservations o set due_at = case
+    when j.executor = 'client' and j.verdict = 'noted' then o.due_at
+    when j.executor = 'client' then j.not_after
+    else now() + make_interval(secs => j.again_seconds)
+  end
   from judged j
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id)
     and (j.verdict = 'noted' or (j.verdict = 'settled' and j.next_state = 'reserved'))

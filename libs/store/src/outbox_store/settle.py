@@ -137,11 +137,13 @@ with input as (
     l.late_write_now and l.outcome = 'unknown' and l.state in ('executing', 'in_doubt') as freezes,
     case
       when l.outcome = 'succeeded' then 'succeeded'
-      when not l.current then case when l.unknown_attempts > 1 then 'in_doubt' else 'reserved' end
+      when not l.current then case when l.unknown_attempts > 1 then 'in_doubt' when l.executor = 'client' then 'failed' else 'reserved' end
       when l.outcome = 'unknown' then 'in_doubt'
       when l.outcome = 'rejected' and l.stored_now and l.guarantee_class = 'A' then 'failed'
       when l.unknown_attempts > 0 then 'in_doubt'
       when l.outcome = 'rejected' then 'failed'
+      -- Nobody else would send what a client did not send; its caller asks again when it wants it.
+      when l.executor = 'client' then 'failed'
       else 'reserved'
     end as next_state,
     case
@@ -171,7 +173,8 @@ with input as (
     absence_counts_at = case j.next_state
       when 'in_doubt' then greatest(
         r.absence_counts_at,
-        (select greatest(a.lease_until, now()) from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id))
+        (select greatest(a.lease_until, now()) + make_interval(secs => greatest(a.time_limit_seconds, a.lease_seconds, 0))
+          from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id))
           + make_interval(secs => j.settle_seconds))
       when 'reserved' then null
       else r.absence_counts_at
@@ -202,7 +205,7 @@ with input as (
     proven_absent = a.proven_absent and a.id <> j.attempt_id,
     stored = a.id = j.attempt_id and j.stored_now,
     late_write = a.late_write or a.id = j.attempt_id and j.late_write_now,
-    provider_key = case when a.id = j.attempt_id then j.provider_key else a.provider_key end,
+    provider_key = case when a.id = j.attempt_id then coalesce(j.provider_key, a.provider_key) else a.provider_key end,
     provider_status = case when a.id = j.attempt_id then j.status_now end,
     provider_code = case when a.id = j.attempt_id then j.code_now end,
     provider_request_id = case when a.id = j.attempt_id then j.provider_request_id end,

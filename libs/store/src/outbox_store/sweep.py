@@ -7,6 +7,7 @@ from uuid import UUID
 from outbox_domain.reservation import State
 from outbox_store.batches import columns
 from outbox_store.connection import Connection
+from outbox_store.reserve import Executor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,9 @@ class Due:
         lapsed: its attempt is open and the lease is over.
         last_attempt_id: the newest attempt, open or closed.
         last_status: what the provider answered to it; None without an answer.
+        executor: who carries it out. Of a client's only the time is kept here: its leases lapse, and what is late is withdrawn or left
+            to a person.
+        not_after_seconds: until nothing of it is sent any more; negative once that has passed.
         trial: it is the one that an open breaker lets through.
     """
 
@@ -35,6 +39,8 @@ class Due:
     recovery_step: int
     stored_failure: bool
     late_write: bool
+    executor: Executor
+    not_after_seconds: float
     trial: bool
     possible_send_seconds_ago: float | None
     overdue_seconds: float
@@ -44,16 +50,16 @@ DUE = """
 select o.organization_id, o.reservation_id, r.connection_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
   coalesce(a.lease_until <= now(), false) as lapsed, r.last_attempt_id,
   (select l.provider_status from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as last_status,
-  r.resends, r.recovery_step, r.stored_failure, r.late_write,
+  r.resends, r.recovery_step, r.stored_failure, r.late_write, r.executor, extract(epoch from r.not_after - now())::float8 as not_after_seconds,
   exists (select from breakers b where b.organization_id = r.organization_id and b.closed_at is null and b.trial_reservation_id = r.id) as trial,
   extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
   extract(epoch from now() - o.due_at)::float8 as overdue_seconds
 from open_reservations o
 join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
 left join attempts a on (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)
-where o.due_at <= now() - make_interval(secs => $1) and r.executor = 'gateway'
+where o.due_at <= now() - make_interval(secs => $1)
   and (r.state <> 'executing' or a.lease_until <= now())
-  and (r.state = 'executing' or r.connection_id <> all($3::uuid[]))
+  and (r.state = 'executing' or r.executor = 'client' or r.connection_id <> all($3::uuid[]))
 order by o.due_at
 limit $2
 """
@@ -63,7 +69,7 @@ with input as (
   select distinct on (organization_id, id) * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::float8[], $5::float8[], $6::float8[])
     as i (organization_id, id, attempt_id, settle_seconds, recover_seconds, late_recover_seconds)
 ), locked as materialized (
-  select r.*, i.attempt_id, i.settle_seconds, a.lease_until,
+  select r.*, i.attempt_id, i.settle_seconds, a.lease_until, greatest(a.time_limit_seconds, a.lease_seconds, 0) as pause_seconds,
     case when r.late_write then i.late_recover_seconds else i.recover_seconds end as next_recover_seconds
   from input i
   join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
@@ -79,7 +85,7 @@ with input as (
 ), changed as (
   update reservations r set state = 'in_doubt', open_attempt_id = null, last_attempt_outcome = 'unknown',
     unknown_attempts = r.unknown_attempts + 1, doubt_since = coalesce(r.doubt_since, now()), doubt_cause = 'lease lapsed',
-    absence_counts_at = greatest(r.absence_counts_at, l.lease_until + make_interval(secs => l.settle_seconds)), changed_at = now(),
+    absence_counts_at = greatest(r.absence_counts_at, l.lease_until + make_interval(secs => l.pause_seconds + l.settle_seconds)), changed_at = now(),
     person_asked_at = case when l.next_recover_seconds is null then coalesce(r.person_asked_at, now()) else r.person_asked_at end
   from lapsed l where (r.organization_id, r.id) = (l.organization_id, l.id)
 ), watched as (

@@ -17,7 +17,7 @@ from outbox_domain import messages
 from outbox_domain.canonical import digest_text
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError, Retry
-from outbox_domain.reservation import State
+from outbox_domain.reservation import Outcome, State
 from outbox_runtime.vault import Vault
 from outbox_store.receipts import ReceiptView
 from outbox_store.reservations import ReservationView
@@ -323,6 +323,12 @@ def _problem_of(view: ReservationView) -> OutboxError | None:
     match view.state:
         case State.IN_DOUBT:
             return _in_doubt(view)
+        case State.FAILED if view.executor == "client" and view.last_attempt_outcome in (Outcome.UNSENT, Outcome.DEFERRED):
+            return OutboxError(
+                "failed",
+                "Nothing was carried out. The same request may be made again.",
+                message=messages.failed(),
+            )
         case State.FAILED if view.provider_status is not None:
             return OutboxError(
                 "provider-refused",

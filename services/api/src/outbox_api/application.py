@@ -12,7 +12,17 @@ from outbox_api.answers import Answer, problem
 from outbox_api.api import Api
 from outbox_api.exchange import Disconnected
 from outbox_api.openapi import document_bytes
-from outbox_api.routes import doubts, health, ledger_entries, receipts, reservations, scoped_keys, tool_calls, webhooks
+from outbox_api.routes import (
+    client_executed,
+    doubts,
+    health,
+    ledger_entries,
+    receipts,
+    reservations,
+    scoped_keys,
+    tool_calls,
+    webhooks,
+)
 from outbox_api.routes.door import answer_to_error, not_found, respond_with
 from outbox_domain.errors import OutboxError
 
@@ -51,6 +61,7 @@ def build(api: Api) -> Litestar:
         route_handlers=[
             *tool_calls.routes(api),
             *reservations.routes(api),
+            *client_executed.routes(api),
             *receipts.routes(api),
             *doubts.routes(api),
             *webhooks.routes(api),

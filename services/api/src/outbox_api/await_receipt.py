@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from outbox_api.waiters import Waiters, keeps_waiting
@@ -12,7 +13,13 @@ AWAY_PAUSE_SECONDS = 0.2
 
 
 async def await_receipt(
-    waiters: Waiters, organization_id: UUID, reservation_id: UUID, *, seconds: float, look_first: bool
+    waiters: Waiters,
+    organization_id: UUID,
+    reservation_id: UUID,
+    *,
+    seconds: float,
+    look_first: bool,
+    enough: Callable[[ReservationView], bool] = lambda view: False,
 ) -> ReservationView | None:
     """Wait until a reservation is final, or a person alone can end its doubt, or the time is over.
 
@@ -22,6 +29,7 @@ async def await_receipt(
         reservation_id: what is waited for.
         seconds: how long at most; not at all where as many wait in this process as may.
         look_first: read before waiting, because it may be final already.
+        enough: whether how it stands is worth coming back for though it is not final.
 
     Returns:
         The reservation as it was read last; None where it was not read: the caller neither looks nor waits, or Postgres went away
@@ -47,7 +55,7 @@ async def await_receipt(
                 await asyncio.sleep(AWAY_PAUSE_SECONDS)
                 watch.reading = None
                 continue
-            if view is None or not keeps_waiting(view.state, view.recovery_due):
+            if view is None or not keeps_waiting(view.state, view.recovery_due) or enough(view):
                 return view
             if time.monotonic() >= until or waiters.draining:
                 return view

@@ -5,17 +5,20 @@ changed connection within five. What never changes (a contract's version, a run'
 long as there is room.
 """
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
 
 from outbox_api.cache import Cache
+from outbox_domain import inline_contract, messages
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import DEFAULT_PROJECT, ScopedKey
-from outbox_runtime.postgres import Pool, acquire
+from outbox_runtime.postgres import Pool, acquire, transaction
 from outbox_runtime.sealing import WrappingKey
 from outbox_runtime.vault import Vault
 from outbox_store import connections, organizations, runs, scoped_keys, tool_contracts
@@ -35,6 +38,11 @@ ORGANIZATIONS_MAX = 1_000
 CONTRACTS_MAX = 10_000
 CONNECTIONS_MAX = 10_000
 RUNS_MAX = 50_000
+
+INLINE_MAX = 1_000
+"""How many contracts an organization may bring along with its calls: no more than it has tools, in all their revisions."""
+
+_CONNECTION_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,55}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,7 @@ class Directory:
         self._connections = Cache(self._read_connection, age_seconds_max=CATALOG_AGE_SECONDS_MAX, size_max=CONNECTIONS_MAX)
         self._environments = Cache(self._read_environment, age_seconds_max=CATALOG_AGE_SECONDS_MAX, size_max=ORGANIZATIONS_MAX)
         self._projects = Cache(self._read_project, age_seconds_max=CATALOG_AGE_SECONDS_MAX, size_max=ORGANIZATIONS_MAX)
+        self._inline: dict[tuple[UUID, str, bytes], int] = {}
         self._runs: Cache[_RunName, Run | None] = Cache(self._read_run, age_seconds_max=None, size_max=RUNS_MAX)
 
     async def key(self, key_id: str) -> ScopedKey | None:
@@ -113,6 +122,58 @@ class Directory:
         return await self._connections.get(
             _ConnectionName(organization_id=key.organization_id, environment_id=key.environment_id, provider=provider, name=name)
         )
+
+    async def client_connection(
+        self, key: ScopedKey, provider: str, name: str | None, new_id: Callable[[], UUID]
+    ) -> ConnectionRow | None:
+        """The connection of what a client carries out under a contract of its own.
+
+        It is the one that the call names, or the one that was made for such calls, or the provider's default; where there is none
+        of them it is made, because it is no more than a name. The order keeps a key where it was first used.
+
+        Raises:
+            one of `AWAY`: Postgres is away.
+        """
+        own = _client_name(provider)
+        found = await self.connection(key, provider, own if name is None else name)
+        if found is None and name is None:
+            found = await self.connection(key, provider, None)
+        if found is not None or name is not None:
+            return found
+        of = _ConnectionName(organization_id=key.organization_id, environment_id=key.environment_id, provider=provider, name=own)
+        async with acquire(self._pool) as connection:
+            made = await connections.ensure_client(connection, key.organization_id, key.environment_id, provider, own, new_id())
+        self._connections.put(of, made)
+        return made
+
+    async def install_inline(self, key: ScopedKey, vault: Vault, contract: ToolContract) -> ToolContract:
+        """The installed version of a contract that came with a call; the same contract is the same version.
+
+        Raises:
+            OutboxError: `invalid-input`, where the tool has a contract already, or the organization too many inline ones.
+        """
+        if await self.tool(key.organization_id, contract.tool) is not None:
+            raise _no_contract("no contract, because the tool has one")
+        digest = vault.digest("inline-contract", contract.tool.encode(), inline_contract.content(contract))
+        of = (key.organization_id, contract.tool, digest)
+        version = self._inline.get(of)
+        if version is None:
+            async with transaction(self._pool) as tx:
+                version = await tool_contracts.install_inline(
+                    tx,
+                    key.organization_id,
+                    contract.tool,
+                    contract.document(),
+                    digest,
+                    first_version=inline_contract.INLINE_VERSION_FIRST,
+                    installed_max=INLINE_MAX,
+                )
+            if version is None:
+                raise _no_contract(f"one of the {INLINE_MAX} inline contracts that this organization has already")
+            if len(self._inline) >= CONTRACTS_MAX:
+                self._inline.clear()
+            self._inline[of] = version
+        return contract.model_copy(update={"version": version})
 
     async def environment(self, key: ScopedKey) -> Environment:
         """The key's environment.
@@ -217,3 +278,19 @@ class Directory:
     async def _read_run(self, of: _RunName) -> Run | None:
         async with acquire(self._pool) as connection:
             return await runs.find(connection, of.organization_id, of.environment_id, of.project_id, of.name)
+
+
+def _client_name(provider: str) -> str:
+    """The name of the connection that stands for a provider without an account here."""
+    if _CONNECTION_NAME.fullmatch(provider):
+        return f"client-{provider}"
+    return f"client-{hashlib.sha256(provider.encode()).hexdigest()[:32]}"
+
+
+def _no_contract(expected: str) -> OutboxError:
+    return OutboxError(
+        "invalid-input",
+        f"$.contract: expected {expected}.",
+        message=messages.invalid_input("$.contract", expected),
+        path="$.contract",
+    )

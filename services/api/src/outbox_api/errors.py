@@ -54,6 +54,14 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "voided": 409,
         "provider-unreachable": 503,
         "failed": 409,
+        "time-limit-required": 422,
+        "not-client-executed": 409,
+        "attempt-unknown": 409,
+        "attempt-closed": 409,
+        "lease-lost": 409,
+        "outcome-differs": 409,
+        "not-withdrawable": 409,
+        "not-probed": 409,
         "request-key-reused": 422,
         "request-in-progress": 409,
         "unavailable": 503,
@@ -67,6 +75,10 @@ DECISIONS = frozenset({"policy-denied", "review-required", "review-denied", "sto
 """Problems of status 403 that are a decision about the call, not about the key: a request key keeps them."""
 
 
+OPEN_ANSWERS = frozenset({"attempt-open", "probe-first"})
+"""Answers of status 201 that are not final: whoever sends the same request again must not be handed a lease that is over."""
+
+
 def status_of(code: str) -> int:
     """The HTTP status of a problem."""
     return STATUS[code]
@@ -74,7 +86,7 @@ def status_of(code: str) -> int:
 
 def is_final(status: int, code: str) -> bool:
     """Whether a request key keeps this answer (design 5.7): 200, 201, 422, and 403 of a decision."""
-    return status in (200, 201, 422) or (status == 403 and code in DECISIONS)
+    return (status in (200, 201, 422) and code not in OPEN_ANSWERS) or (status == 403 and code in DECISIONS)
 
 
 def unavailable(*, possibly_reserved: bool = False) -> OutboxError:

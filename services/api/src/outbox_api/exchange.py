@@ -133,10 +133,10 @@ class Exchange:
             raise _unsupported("Content-Encoding", "none")
 
 
-def too_large(bytes_max: int) -> OutboxError:
-    """The body has more bytes than are read."""
+def too_large(bytes_max: int, *, path: str = "$") -> OutboxError:
+    """The body, or a part of it, has more bytes than are taken."""
     expected = f"at most {bytes_max} bytes"
-    return OutboxError("too-large", f"$: expected {expected}.", message=messages.invalid_input("$", expected), path="$")
+    return OutboxError("too-large", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)
 
 
 def method_not_allowed(*methods: str) -> OutboxError:

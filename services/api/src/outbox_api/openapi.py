@@ -9,8 +9,9 @@ from outbox_api import answer_doubt, work_doubts
 from outbox_api.errors import STATUS
 from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
+from outbox_domain import client_call, inline_contract
 from outbox_domain.errors import PROBLEMS
-from outbox_domain.reservation import State
+from outbox_domain.reservation import Outcome, State
 
 VERSION = "0.1.0"
 
@@ -98,7 +99,21 @@ def _paths() -> Document:
                 parameters=[*_filter_names(), "Cursor", "Limit"],
                 answers={"200": _answer("A page.", "ReservationPage")},
                 problems=(401, 403, 422, 429, 500, 503),
-            )
+            ),
+            "post": _operation(
+                "createReservation",
+                "reservations",
+                "Ask for one effect that the caller carries out itself. Who is given the attempt (201) does it now, under the "
+                "provider key, and settles it; who is not waits for whoever has it.",
+                parameters=["IdempotencyKey", "Prefer", "Traceparent", "OutboxRun", "OutboxCheckpoint"],
+                body="ClientCall",
+                answers={
+                    "200": _answer("Settled before.", "Answer", ["Server-Timing", "Outbox-Replayed", "Idempotent-Replayed"]),
+                    "201": _answer("The caller holds the attempt, or probes first.", "Held", ["Server-Timing", "Location"]),
+                    "202": _answer("Another attempt is under way.", "Answer", ["Server-Timing", "Location", "Retry-After"]),
+                },
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503),
+            ),
         },
         "/v1/reservations/{reservation_id}": {
             "get": _operation(
@@ -108,6 +123,40 @@ def _paths() -> Document:
                 parameters=["ReservationId", "Wait"],
                 answers={"200": _answer("The reservation.", "Reservation")},
                 problems=(401, 403, 404, 422, 500, 503),
+            )
+        },
+        "/v1/reservations/{reservation_id}/heartbeat": {
+            "post": _operation(
+                "extendLease",
+                "reservations",
+                "Extend the lease of an open attempt by what it was granted for, never past its handler's time limit.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="Heartbeat",
+                answers={"200": _answer("The lease as it is now.", "Lease")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reservations/{reservation_id}/settle": {
+            "post": _operation(
+                "settleReservation",
+                "reservations",
+                "Say what an attempt came to. A success settles from whichever attempt and however late; what comes too late or "
+                "differs from what was said is kept as evidence and changes nothing.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="Settlement",
+                answers={"200": _answer("The reservation as it stands now.", "Answer")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reservations/{reservation_id}/void": {
+            "post": _operation(
+                "voidReservation",
+                "reservations",
+                "Withdraw what was not sent: with the open attempt, or while nobody holds it.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="Void",
+                answers={"200": _answer("The reservation as it stands now.", "Answer")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
         "/v1/receipts": {
@@ -394,7 +443,7 @@ def _schemas() -> Document:
         "input_digest": _nullable({"type": "string", "pattern": "^hmac-sha256:[0-9a-f]{64}$"}),
         "guarantee_class": _nullable({"enum": ["A", "B", "C"]}),
         "owner": _nullable(_TEXT),
-        "result": _nullable(_OBJECT),
+        "result": {"description": "The contract's projection of the answer; of a client's result any JSON value."},
         "receipt": _nullable(_ref("Receipt")),
         "failure": _nullable(_ref("Failure")),
         "decision": _OBJECT,
@@ -402,23 +451,22 @@ def _schemas() -> Document:
         "run": _nullable(_ref("Run")),
     }
     required = tuple(name for name in skeleton if name != "decision")
+    tool_call: Document = {
+        "tool": _NAME,
+        "input": _OBJECT,
+        "reference": _NAME,
+        "occurrence": {"type": "integer", "minimum": 1, "default": 1},
+        "connection": _NAME,
+        "run": _NAME,
+        "checkpoint": _NAME,
+        "step": _NAME,
+        "call_id": _NAME,
+        "model": _NAME,
+        "context": _OBJECT,
+    }
     return {
-        "ToolCall": _closed(
-            {
-                "tool": _NAME,
-                "input": _OBJECT,
-                "reference": _NAME,
-                "occurrence": {"type": "integer", "minimum": 1, "default": 1},
-                "connection": _NAME,
-                "run": _NAME,
-                "checkpoint": _NAME,
-                "step": _NAME,
-                "call_id": _NAME,
-                "model": _NAME,
-                "context": _OBJECT,
-            },
-            required=("tool", "input"),
-        ),
+        "ToolCall": _closed(tool_call, required=("tool", "input")),
+        **_client_schemas(tool_call, skeleton, required),
         "Retry": retry,
         "Run": run,
         "Failure": failure,
@@ -500,6 +548,81 @@ def _key_members() -> Document:
     }
     assert tuple(members) == KEY_MEMBERS, "the document names the members that are read"
     return members
+
+
+def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str, ...]) -> Document:
+    inline: Document = {
+        "key": {"type": "string", "description": "A template over input fields and `{reference}`, or `input` for the digest."},
+        "scope": {"enum": ["environment", "run"], "default": "environment"},
+        "class": {"enum": ["A", "B", "C"], "default": "C"},
+        "owner": {"type": "string", "minLength": 1, "maxLength": 200},
+        "receipt": {"type": "string", "description": "JMESPath of the external reference in the settled result."},
+        "recovery": {"type": "array", "maxItems": 3, "description": "resend (hand over), lookup (probe), person."},
+    }
+    assert tuple(inline) == inline_contract.MEMBERS, "the document names the members that are read"
+    attempt_id = _UUID | {"description": "Made by the caller, new for each attempt; the same request again finds it."}
+    asked: Document = {
+        "attempt_id": attempt_id,
+        "time_limit_seconds": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": client_call.TIME_LIMIT_SECONDS_MAX,
+            "description": "How long the handler may run; without it only class A is accepted.",
+        },
+        "contract": _closed(inline, required=())
+        | {"description": "Of a tool that has no contract; in sandbox and development environments only."},
+        "probe": {"type": "boolean", "default": False, "description": "The caller can look whether the effect exists."},
+    }
+    assert tuple(asked) == client_call.CALL_MEMBERS, "the document names the members that are read"
+    attempt = _closed(
+        {
+            "id": _UUID,
+            "number": {"type": "integer", "minimum": 1},
+            "epoch": {"type": "integer"},
+            "provider_key": _TEXT,
+            "marker": _TEXT,
+            "lease_until": _TIME,
+            "lease_seconds": {"type": "number"},
+            "time_limit_seconds": _nullable({"type": "number"}),
+            "recovering": {"type": "boolean", "description": "An earlier attempt may have had its effect."},
+        },
+        required=("id", "number", "epoch", "provider_key", "marker", "lease_until", "lease_seconds", "recovering"),
+    )
+    probe = _closed(
+        {
+            "attempt_id": _UUID,
+            "times": {"type": "integer", "minimum": 1},
+            "absence_counts_at": _nullable(_TIME),
+            "again_seconds": {"type": "number"},
+        },
+        required=("attempt_id", "times", "absence_counts_at", "again_seconds"),
+    )
+    money = _closed({"value": {"type": "integer"}, "currency": _TEXT}, required=("value", "currency"))
+    settlement: Document = {
+        "attempt_id": _UUID,
+        "outcome": {"enum": [str(outcome) for outcome in Outcome]},
+        "external_reference": _text_of(client_call.REFERENCE_BYTES_MAX),
+        "result": {"description": "Any JSON value of at most 256 KiB; kept with the receipt."},
+        "provider_status": {"type": "integer", "minimum": 100, "maximum": 999},
+        "provider_code": _TEXT,
+        "provider_message": {"type": "string", "description": "Sealed, kept for a day, 500 characters of it."},
+        "provider_request_id": _TEXT,
+        "stored": {"type": "boolean", "default": False, "description": "The provider keeps this refusal under the key."},
+        "reason": {"type": "string", "maxLength": client_call.REASON_CHARACTERS_MAX},
+        "amount": money,
+    }
+    assert tuple(settlement) == client_call.SETTLEMENT_MEMBERS, "the document names the members that are read"
+    lease: Document = {"lease_until": _TIME, "lease_seconds": {"type": "number"}}
+    return {
+        "ClientCall": _closed(tool_call | asked, required=("tool", "input", "attempt_id")),
+        "Held": _closed(
+            skeleton | {"attempt": _nullable(attempt), "probe": _nullable(probe)}, required=(*required, "attempt", "probe")
+        ),
+        "Heartbeat": _closed({"attempt_id": _UUID}, required=("attempt_id",)),
+        "Lease": _closed(lease, required=tuple(lease)),
+        "Settlement": _closed(settlement, required=("attempt_id", "outcome")),
+        "Void": _closed({"attempt_id": _UUID, "reason": settlement["reason"]}, required=()),
+    }
 
 
 def _where() -> Document:

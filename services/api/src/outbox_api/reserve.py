@@ -7,7 +7,7 @@ is refused is refused only after a read found no live holder.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -95,6 +95,7 @@ class Reserved:
     Attributes:
         first: this very call made it.
         state: as it was when it was met.
+        held: as it was met; None where this call made it.
     """
 
     id: UUID
@@ -102,6 +103,8 @@ class Reserved:
     state: State
     facts: Facts
     run_id: UUID | None
+    held: Held | None
+    tool: str
 
 
 class Refused(Exception):
@@ -132,7 +135,32 @@ class Reserver:
     new_id: Callable[[], UUID]
 
 
-async def reserve(of: Reserver, key: ScopedKey, call: ToolCall, trace: Trace) -> Reserved:
+Insert = Callable[[NewReservation, Wanted, Callable[[], None]], Awaitable[store.Verdict | Failed]]
+"""T1 for one row. It says when it has a connection: what fails before has sent nothing."""
+
+
+def _inserting(of: Reserver) -> Insert:
+    """T1 alone: its statement is its transaction."""
+
+    async def insert(row: NewReservation, wanted: Wanted, connected: Callable[[], None]) -> store.Verdict | Failed:
+        async with acquire(of.pool) as connection:
+            connected()
+            [verdict] = await store.reserve(connection, [row])
+        return verdict
+
+    return insert
+
+
+async def reserve(
+    of: Reserver,
+    key: ScopedKey,
+    call: ToolCall,
+    trace: Trace,
+    *,
+    executor: store.Executor = "gateway",
+    contract: ToolContract | None = None,
+    insert: Insert | None = None,
+) -> Reserved:
     """Reserve the effect that a tool call wants, or find who holds it.
 
     Args:
@@ -140,6 +168,9 @@ async def reserve(of: Reserver, key: ScopedKey, call: ToolCall, trace: Trace) ->
         key: who asks.
         call: what is asked for.
         trace: the worker goes on with it.
+        executor: who carries it out.
+        contract: that came with the call; None: the tool's own.
+        insert: T1, where more than the reservation is written in it; sent again unchanged after a lost answer.
 
     Returns:
         The reservation made or met. Its wake-up is the caller's to send, because that comes after the commit.
@@ -149,7 +180,7 @@ async def reserve(of: Reserver, key: ScopedKey, call: ToolCall, trace: Trace) ->
         Refused: `policy-denied`, `review-required`, `conflict`, `contradiction`, or `unavailable`.
         one of `AWAY`: Postgres is away; nothing was recorded.
     """
-    wanted = await want(of, key, call)
+    wanted = await want(of, key, call, executor=executor, contract=contract)
     environment = await of.directory.environment(key)
     occurrence, repeated = call.occurrence, False
     for _ in range(OCCURRENCES_MAX):
@@ -161,19 +192,20 @@ async def reserve(of: Reserver, key: ScopedKey, call: ToolCall, trace: Trace) ->
         )
         if decided.allows:
             wanted = await _with_run(of, wanted)
-            verdict: store.Verdict | Failed | None = await _insert(of, _row(of, wanted, occurrence, trace), wanted)
+            row = _row(of, wanted, occurrence, trace, executor)
+            verdict: store.Verdict | Failed | None = await _insert(row, wanted, insert or _inserting(of))
         else:
-            verdict = await _look(of, _row(of, wanted, occurrence, trace))
+            verdict = await look(of, _row(of, wanted, occurrence, trace, executor))
         match verdict:
             case None:
                 await _refuse(of, wanted, decided, occurrence, trace)
             case Won():
-                return _reserved(wanted, verdict.id, State.RESERVED, first=True)
+                return _reserved(wanted, verdict.id, State.RESERVED, None)
             case Held() if is_over(wanted.identity, verdict):
                 occurrence, repeated = occurrence + 1, True
             case Held():
                 await _same_or_conflict(of, wanted, verdict, trace)
-                return _reserved(wanted, verdict.id, verdict.state, first=False)
+                return _reserved(wanted, verdict.id, verdict.state, verdict)
             case Contradicted():
                 raise Refused(contradiction(verdict), wanted.facts(verdict.reservation_id))
             case Contended():
@@ -183,20 +215,39 @@ async def reserve(of: Reserver, key: ScopedKey, call: ToolCall, trace: Trace) ->
     raise Refused(unavailable(), wanted.facts())
 
 
-async def want(of: Reserver, key: ScopedKey, call: ToolCall) -> Wanted:
-    """Check the scope of a tool call, bind its input and name its effect. Writes nothing.
+async def want(
+    of: Reserver,
+    key: ScopedKey,
+    call: ToolCall,
+    *,
+    executor: store.Executor = "gateway",
+    contract: ToolContract | None = None,
+) -> Wanted:
+    """Check the scope of a tool call, bind its input and name its effect. Writes nothing of the effect.
+
+    Args:
+        of: what this process has.
+        key: who asks.
+        call: what is asked for.
+        executor: who carries it out; what only clients carry out is unknown to everybody else.
+        contract: that came with the call; None: the tool's own.
 
     Raises:
         OutboxError: `unknown-tool`, `out-of-scope`, `unknown-connection`, `invalid-input`, `missing-key-field`, `run-required`.
     """
     directory = of.directory
-    contract = await directory.tool(key.organization_id, call.tool)
+    inline = contract is not None
     if contract is None:
+        contract = await directory.tool(key.organization_id, call.tool)
+    if contract is None or (executor == "gateway" and contract.request.driver == "client"):
         raise await _unknown_tool(directory, key, call.tool)
     run_name = key.run_of(call.run)
     key.allow(call.tool, contract.provider, None, run_name, datetime.now(UTC))
     project_id = await directory.project_id(key)
-    connection = await directory.connection(key, contract.provider, call.connection)
+    if inline:
+        connection = await directory.client_connection(key, contract.provider, call.connection, of.new_id)
+    else:
+        connection = await directory.connection(key, contract.provider, call.connection)
     if connection is None:
         raise _unknown_connection(contract.provider, call.connection)
     bound = bind(contract, call.input, connection_currency=connection.currency)
@@ -342,7 +393,7 @@ async def _with_run(of: Reserver, wanted: Wanted) -> Wanted:
     return replace(wanted, run=run, run_is_new=False, identity=identity)
 
 
-def _row(of: Reserver, wanted: Wanted, occurrence: int, trace: Trace) -> NewReservation:
+def _row(of: Reserver, wanted: Wanted, occurrence: int, trace: Trace, executor: store.Executor = "gateway") -> NewReservation:
     id, call, key = of.new_id(), wanted.call, wanted.key
     run = wanted.run
     names = {"reference": call.reference, "run": None if run is None else run.name}
@@ -385,19 +436,22 @@ def _row(of: Reserver, wanted: Wanted, occurrence: int, trace: Trace) -> NewRese
         decision=None,
         not_after_seconds=wanted.contract.not_after.total_seconds(),
         sealed_input=wanted.vault.seal_input(id, stored),
+        executor=executor,
     )
 
 
-async def _insert(of: Reserver, row: NewReservation, wanted: Wanted) -> store.Verdict | Failed:
-    """T1. Its statement is its transaction. After a lost answer the same row is sent again and recognises itself."""
+async def _insert(row: NewReservation, wanted: Wanted, insert: Insert) -> store.Verdict | Failed:
+    """T1. After a lost answer the same row is sent again and recognises itself."""
     give_up: float | None = None
+
+    def connected() -> None:
+        nonlocal give_up
+        if give_up is None:
+            give_up = time.monotonic() + LOST_ANSWER_SECONDS
+
     while True:
         try:
-            async with acquire(of.pool) as connection:
-                if give_up is None:
-                    give_up = time.monotonic() + LOST_ANSWER_SECONDS
-                [verdict] = await store.reserve(connection, [row])
-            return verdict
+            return await insert(row, wanted, connected)
         except AWAY as error:
             if give_up is None:
                 raise  # No connection, so nothing was sent.
@@ -407,16 +461,19 @@ async def _insert(of: Reserver, row: NewReservation, wanted: Wanted) -> store.Ve
             await asyncio.sleep(LOST_ANSWER_PAUSE_SECONDS)
 
 
-async def _look(of: Reserver, row: NewReservation) -> store.Verdict | None:
+async def look(of: Reserver, row: NewReservation) -> store.Verdict | None:
+    """Who holds a row's key now; None where nobody does."""
     async with acquire(of.pool) as connection:
         [verdict] = await store.holders(connection, [row])
     return verdict
 
 
-def _reserved(wanted: Wanted, id: UUID, state: State, *, first: bool) -> Reserved:
+def _reserved(wanted: Wanted, id: UUID, state: State, held: Held | None) -> Reserved:
     return Reserved(
         id=id,
-        first=first,
+        first=held is None,
+        held=held,
+        tool=wanted.contract.tool,
         state=state,
         facts=wanted.facts(id, state),
         run_id=None if wanted.run is None else wanted.run.id,

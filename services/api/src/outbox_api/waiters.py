@@ -29,6 +29,9 @@ READING_AGE_SECONDS_MAX = 0.02
 TICK_SECONDS = 0.05
 LOOKED_AT_ONCE_MAX = 1_000
 
+LET_GO = frozenset({State.RESERVED, State.IN_DOUBT})
+"""Where the next caller may take up what a client carries out."""
+
 RUNNING = frozenset({State.RESERVED, State.EXECUTING, State.AWAITING_REVIEW})
 
 
@@ -158,8 +161,9 @@ class Waiters:
             log.info("waiters-not-looked", error=type(error).__name__, watched=len(due))
             return
         for watch in due:
-            state, recovery_due = found.get(watch.reservation_id, (None, False))
-            if state is None or not keeps_waiting(state, recovery_due):
+            state, recovery_due, executor = found.get(watch.reservation_id, (None, False, ""))
+            # What a client let go of may be taken up by who waits for it.
+            if state is None or not keeps_waiting(state, recovery_due) or (executor == "client" and state in LET_GO):
                 self._tell(watch)
 
     async def _view(self, watch: Watch) -> ReservationView | None:

@@ -15,6 +15,7 @@ from opentelemetry import trace
 
 from outbox_domain.contract import ToolContract
 from outbox_domain.reservation import Outcome
+from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest
 from outbox_runtime.postgres import NOT_NOW, acquire
@@ -26,7 +27,6 @@ from outbox_worker import breaker
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.settle import Came, settle
 from outbox_worker.transport import Egress, Sent
-from outbox_worker.wire_names import marker_of, provider_key_of
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)

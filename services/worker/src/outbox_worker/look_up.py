@@ -11,10 +11,12 @@ import time
 import structlog
 from opentelemetry import trace
 
+from outbox_domain import money
 from outbox_domain.contract import LookupRule, ToolContract
 from outbox_domain.errors import OutboxError
 from outbox_domain.recovery import LOOKUPS_MAX, between_absences_seconds, look_again_seconds
 from outbox_domain.reservation import State
+from outbox_domain.wire_names import marker_of
 from outbox_providers.driver import build_lookup, read_lookup
 from outbox_providers.lookup import Finding
 from outbox_providers.reading import Projection
@@ -28,7 +30,6 @@ from outbox_store.lookups import Lookup
 from outbox_store.resolve import Resolution, Resolved, resolve
 from outbox_store.sweep import Due, leave_to_a_person
 from outbox_worker.transport import Egress
-from outbox_worker.wire_names import marker_of
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -175,7 +176,8 @@ async def _found(
 ) -> Resolution:
     keys = await worker.keyring.of(lookup.organization_id)
     evidence: list[dict[str, object]] = [{"kind": "lookup", "detail": finding.reason}]
-    if (difference := _difference(lookup, effect)) is not None:
+    difference = money.difference(lookup.amount, lookup.currency, effect.amount_reported, effect.currency_reported)
+    if difference is not None:
         evidence.append({"kind": "variance", "detail": difference})
         log.warning("lookup-differs", reservation_id=str(lookup.reservation_id), tool=lookup.tool)
     return Resolution(
@@ -220,20 +222,6 @@ def _absent(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lo
         said_by=None,
         reason="absent by look-up",
     )
-
-
-def _difference(lookup: Lookup, effect: Projection) -> dict[str, object] | None:
-    """What the provider says it moved, where that is not what was asked: noted, never corrected."""
-    if lookup.amount is None or lookup.currency is None:
-        return None
-    amount = lookup.amount if effect.amount_reported is None else effect.amount_reported
-    currency = lookup.currency if effect.currency_reported is None else effect.currency_reported
-    if (amount, currency.upper()) == (lookup.amount, lookup.currency.upper()):
-        return None
-    return {
-        "asked": {"amount": lookup.amount, "currency": lookup.currency},
-        "reported": {"amount": amount, "currency": currency.upper()},
-    }
 
 
 async def _resolve(worker: Worker, resolution: Resolution) -> Resolved | None:

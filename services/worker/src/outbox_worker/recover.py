@@ -11,10 +11,19 @@ from typing import Literal
 import structlog
 
 from outbox_domain.contract import LookupRule, ResendRule, ToolContract
-from outbox_domain.recovery import RESEND_MARGIN_SECONDS, Doubt, next_way, recover_in_seconds, settle_seconds
+from outbox_domain.recovery import (
+    RESEND_MARGIN_SECONDS,
+    Doubt,
+    left_to_clients_seconds,
+    next_way,
+    recover_in_seconds,
+    settle_seconds,
+)
+from outbox_domain.reservation import State
 from outbox_runtime.postgres import acquire
 from outbox_store.claim import Claim, Claimed, NotClaimed
 from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone
+from outbox_store.withdraw import withdraw
 from outbox_worker import breaker
 from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS, ContractUnreadable
 from outbox_worker.execute import execute
@@ -45,9 +54,14 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
             log.error("contract-unreadable", reservation_id=str(row.reservation_id), tool=row.tool, reason=str(error))
         else:
             settle = settle_seconds(contract)
-            doubt = Doubt(resends=row.resends, stored_failure=False, late_write=False, unreachable=True)
-            again = recover_in_seconds(contract, doubt)
-            late = recover_in_seconds(contract, replace(doubt, late_write=True))
+            if row.executor == "client":
+                again = late = left_to_clients_seconds(
+                    contract, sent_seconds_ago=row.possible_send_seconds_ago, not_after_seconds=row.not_after_seconds
+                )
+            else:
+                doubt = Doubt(resends=row.resends, stored_failure=False, late_write=False, unreachable=True)
+                again = recover_in_seconds(contract, doubt)
+                late = recover_in_seconds(contract, replace(doubt, late_write=True))
         lapses.append(
             Lapse(
                 organization_id=row.organization_id,
@@ -66,6 +80,27 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
         log.warning("leases-lapsed", count=len(moved), reservation_ids=[str(id) for id in moved[:20]])
         worker.metrics.lapsed.inc(len(moved))
         await worker.wakeups.announce(moved)
+
+
+async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
+    """Keep the time of client-executed effects: withdraw what is reserved and late, leave to a person what no caller may end.
+
+    Args:
+        worker: what this process has.
+        rows: due rows of clients whose attempts have not lapsed.
+    """
+    reserved = [(row.organization_id, row.reservation_id) for row in rows if row.state is State.RESERVED]
+    async with acquire(worker.pool) as connection:
+        late = (
+            await withdraw(connection, reserved, reason="not-sent-in-time", late_only=True, actor_chain=None) if reserved else []
+        )
+        for row in rows:
+            if row.state is State.IN_DOUBT:
+                await leave_to_a_person(connection, row.organization_id, row.reservation_id, attempt_id=row.last_attempt_id)
+    left = [row.reservation_id for row in rows if row.state is State.IN_DOUBT]
+    if late or left:
+        log.info("clients-too-late", withdrawn=len(late), left_to_a_person=len(left))
+        await worker.wakeups.announce([*late, *left])
 
 
 async def recover(worker: Worker, row: Due) -> Literal["resent", "looked-up", "left"]:

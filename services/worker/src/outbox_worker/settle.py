@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import structlog
 
+from outbox_domain import money
 from outbox_domain.contract import ToolContract
 from outbox_domain.recovery import Doubt, back_off_seconds, recover_in_seconds, settle_seconds
 from outbox_domain.reservation import Confidence, Outcome, State
@@ -170,13 +171,6 @@ def _receipt(
 
 def _variance(attempt: Claimed, reading: Reading | None) -> dict[str, object] | None:
     """What the provider says it moved, where that is not what was asked: it is noted, never corrected."""
-    if reading is None or reading.outcome is not Outcome.SUCCEEDED or attempt.amount is None or attempt.currency is None:
+    if reading is None or reading.outcome is not Outcome.SUCCEEDED:
         return None
-    amount = attempt.amount if reading.amount_reported is None else reading.amount_reported
-    currency = attempt.currency if reading.currency_reported is None else reading.currency_reported
-    if (amount, currency.upper()) == (attempt.amount, attempt.currency.upper()):
-        return None
-    return {
-        "asked": {"amount": attempt.amount, "currency": attempt.currency},
-        "reported": {"amount": amount, "currency": currency.upper()},
-    }
+    return money.difference(attempt.amount, attempt.currency, reading.amount_reported, reading.currency_reported)

@@ -22,7 +22,7 @@ from outbox_store.claim import Claim
 from outbox_store.connection import Connection
 from outbox_store.sweep import Due, due, erase_expired, postpone_all
 from outbox_worker.execute import execute
-from outbox_worker.recover import lapse_all, recover
+from outbox_worker.recover import lapse_all, leave_to_clients, recover
 from outbox_worker.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -114,8 +114,10 @@ class Sweep:
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
             rows = await self._paced(connection, found)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
+        if clients := [row for row in rows if row.executor == "client" and not row.lapsed]:
+            await leave_to_clients(self._worker, clients)
         for row in rows:
-            if row.lapsed or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
+            if row.lapsed or row.executor == "client" or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
                 continue
             if self.free_slots <= 0:
                 self._turned_away = True
@@ -138,7 +140,7 @@ class Sweep:
         counts: Counter[tuple[UUID, UUID]] = Counter()
         now, later = [], []
         for row in rows:
-            if row.state is State.IN_DOUBT and not row.trial:
+            if row.state is State.IN_DOUBT and row.executor == "gateway" and not row.trial:
                 of = (row.organization_id, row.connection_id)
                 counts[of] += 1
                 if counts[of] > RECOVERIES_PER_LOOK:

@@ -7,9 +7,9 @@ from litestar.handlers import HTTPRouteHandler
 
 from outbox_api.answers import Answer, encode, receipt_document
 from outbox_api.api import Api
+from outbox_api.reach import may_see
 from outbox_api.routes.door import looked_at, not_found, read_id
 from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, read_filter, read_page, read_query
-from outbox_api.routes.reservations import may_see
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
 from outbox_store import receipts, reservations

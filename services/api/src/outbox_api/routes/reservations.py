@@ -9,9 +9,9 @@ from litestar.handlers import HTTPRouteHandler
 from outbox_api.answers import Answer, doubt_document, encode, shown
 from outbox_api.api import Api
 from outbox_api.await_receipt import await_receipt
+from outbox_api.reach import may_see
 from outbox_api.routes.door import looked_at, not_found, read_id
 from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, read_filter, read_page, read_query, read_whole
-from outbox_domain.capability import Capability
 from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
@@ -63,18 +63,6 @@ async def _one(api: Api, key: ScopedKey, request: Request[Any, Any, Any], id_tex
     document["requesters"] = [asdict(requester) for requester in requesters]
     document["evidence"] = [asdict(entry) for entry in evidence]
     return Answer(status=200, body=encode(document), code="shown", state=view.state, reservation_id=view.id)
-
-
-def may_see(key: ScopedKey, view: ReservationView) -> bool:
-    """Whether a key that knows the id may look: whoever may make the call may, because the call itself would tell it."""
-    return (
-        bool(key.capabilities & {Capability.READ_ALL, Capability.READ_OWN})
-        and view.environment_id == key.environment_id
-        and key.reaches(view.tool, view.provider)
-        and (key.project is None or key.project == view.project)
-        and (key.run is None or key.run == view.run)
-        and (Capability.READ_ALL in key.capabilities or key.acting_project == view.project)
-    )
 
 
 async def item(api: Api, key: ScopedKey, view: ReservationView) -> dict[str, object]:

@@ -42,7 +42,7 @@ async def create(api: Api, exchange: Exchange) -> Answer:
         return await _answered(api, exchange, key, body)
 
     answer = await through(api, exchange, handle, keeps_answers=True)
-    prefer = _preference(api, exchange)
+    prefer = preference(api, exchange)
     headers = [("Server-Timing", exchange.timing.header())]
     if prefer.applied is not None:
         headers.append(("Preference-Applied", prefer.applied))
@@ -79,12 +79,12 @@ async def _answered(api: Api, exchange: Exchange, key: ScopedKey, body: bytes) -
             api.waiters,
             key.organization_id,
             reserved.id,
-            seconds=_preference(api, exchange).seconds,
+            seconds=preference(api, exchange).seconds,
             look_first=not reserved.first,
         )
         answer = await _answer_of(api, key, reserved, view)
         _time(exchange, reserved, view)
-    tool = _known_tool(api, key, document)
+    tool = known_tool(api, key, document)
     api.metrics.calls.labels(tool=tool, code=answer.code).inc()
     api.metrics.reserve_seconds.labels(tool=tool).observe(exchange.timing.seconds["reserve"])
     if not recorded and answer.code not in PROBLEMS_OF_OURS:
@@ -92,7 +92,7 @@ async def _answered(api: Api, exchange: Exchange, key: ScopedKey, body: bytes) -
             new_tool_call(
                 api.reserver,
                 key,
-                tool=_named_tool(document),
+                tool=named_tool(document),
                 call=call,
                 trace=trace,
                 reservation_id=answer.reservation_id,
@@ -127,7 +127,8 @@ def _time(exchange: Exchange, reserved: Reserved, view: ReservationView | None) 
     seconds["settle"] = view.settle_seconds or 0.0
 
 
-def _preference(api: Api, exchange: Exchange) -> Preference:
+def preference(api: Api, exchange: Exchange) -> Preference:
+    """How long the caller wants to wait."""
     return read_prefer(
         exchange.headers.get("prefer"),
         default_seconds=api.settings.wait_seconds,
@@ -135,7 +136,7 @@ def _preference(api: Api, exchange: Exchange) -> Preference:
     )
 
 
-def _named_tool(document: object) -> str:
+def named_tool(document: object) -> str:
     """The tool as the caller names it, for its row in `tool_calls`; empty where the name itself could not be one."""
     name = document.get("tool") if isinstance(document, dict) else None
     if not isinstance(name, str) or not 1 <= len(name) <= NAME_CHARACTERS_MAX or CONTROL_CHARACTER.search(name):
@@ -143,9 +144,9 @@ def _named_tool(document: object) -> str:
     return name
 
 
-def _known_tool(api: Api, key: ScopedKey, document: object) -> str:
+def known_tool(api: Api, key: ScopedKey, document: object) -> str:
     """The tool as metrics may name it."""
-    name = _named_tool(document)
+    name = named_tool(document)
     return name if name in api.directory.tools_seen(key.organization_id) else UNKNOWN_TOOL
 
 

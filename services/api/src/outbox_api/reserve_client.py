@@ -1,0 +1,366 @@
+"""Reserving an effect that the caller carries out itself: T1 and T2 in one transaction, or waiting for whoever holds it.
+
+A crash leaves either nothing or an open attempt whose lease runs. Who loses the key waits; what its holder let go of is handed
+over: class A inside the provider's window under the same provider key, class B after probes, class C to a person. Source: design
+section 4 (a reservation names its executor), `docs/client-executed.md`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from outbox_api.api import Api
+from outbox_api.await_receipt import await_receipt
+from outbox_api.errors import unavailable
+from outbox_api.reserve import Insert, Refused, Reserved, Trace, Wanted, look, reserve
+from outbox_domain import messages
+from outbox_domain.capability import Capability
+from outbox_domain.client_call import ClientCall
+from outbox_domain.contract import LookupRule, ToolContract
+from outbox_domain.decision import ALLOWING_ENVIRONMENTS
+from outbox_domain.errors import OutboxError
+from outbox_domain.recovery import (
+    RESEND_MARGIN_SECONDS,
+    between_absences_seconds,
+    left_to_clients_seconds,
+    settle_seconds,
+)
+from outbox_domain.reservation import State
+from outbox_domain.scoped_key import ScopedKey
+from outbox_domain.wire_names import marker_of, provider_key_of
+from outbox_runtime.postgres import acquire, transaction
+from outbox_runtime.vault import Vault
+from outbox_store import client_attempts, reservations, sweep
+from outbox_store import reserve as store
+from outbox_store.batches import Failed
+from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim_by_client, plant
+from outbox_store.connection import Connection
+from outbox_store.reservations import ReservationView
+from outbox_store.reserve import Contended, Held, NewReservation, Won
+from outbox_store.sweep import Lapse
+
+ROUNDS_MAX = 200
+"""How often one request looks anew at a reservation that changes hands before it is told to come again."""
+
+AFTER_THE_LEASE_SECONDS = 0.05
+"""How long after the end of a lease its attempt is taken for lapsed: never at the instant itself."""
+
+TAKEN_UP = frozenset({State.RESERVED, State.IN_DOUBT})
+"""Where a holder has let go, so that the next caller may take up what it left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An open attempt and what it shows the provider."""
+
+    attempt: ClaimedByClient
+    provider_key: str
+    marker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The caller holds the attempt."""
+
+    reserved: Reserved
+    opened: Opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeFirst:
+    """The caller looks whether the effect is there before anything else happens.
+
+    Attributes:
+        attempt_id: about which attempt.
+        times: how many absences prove it.
+        absence_counts_at: from when one counts.
+        again_seconds: how long to wait between two that count.
+    """
+
+    reserved: Reserved
+    attempt_id: UUID
+    times: int
+    absence_counts_at: datetime | None
+    again_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Somebody else holds the effect, or has had it; `view` is None where it could not be read."""
+
+    reserved: Reserved
+    view: ReservationView | None
+
+
+Answered = Given | ProbeFirst | Joined
+
+
+async def reserve_client(api: Api, key: ScopedKey, asked: ClientCall, trace: Trace, *, wait_seconds: float) -> Answered:
+    """Reserve an effect for a caller who carries it out itself, or wait for whoever does.
+
+    Args:
+        api: what this process has.
+        key: who asks.
+        asked: what is asked for.
+        trace: that the call belongs to.
+        wait_seconds: how long a caller waits who does not hold it.
+
+    Returns:
+        What the caller is to do now.
+
+    Raises:
+        OutboxError, Refused: as `reserve`; `time-limit-required`, `attempt-closed`.
+    """
+    key.require(Capability.EXECUTE_EFFECTS)
+    contract = await _inline(api, key, asked)
+    until = time.monotonic() + wait_seconds
+    for _ in range(ROUNDS_MAX):
+        opened: list[Opened] = []
+        insert = _reserving(api, key, asked, opened)
+        reserved = await reserve(api.reserver, key, asked.call, trace, executor="client", contract=contract, insert=insert)
+        held = reserved.held
+        if held is None:
+            return Given(reserved=_executing(reserved), opened=opened[-1])
+        seconds = 0.0 if api.waiters.full or api.waiters.draining else until - time.monotonic()
+        answered: Answered | None
+        if held.executor != "client" or held.state not in (State.EXECUTING, *TAKEN_UP):
+            answered = Joined(reserved=reserved, view=await _wait(api, key, reserved, seconds))
+        elif held.state is State.EXECUTING:
+            answered = await _while_executing(api, key, asked, reserved, held, seconds)
+        else:
+            answered = await _take_up(api, key, asked, reserved, held)
+        if answered is not None:
+            return answered
+    raise Refused(unavailable(possibly_reserved=True), reserved.facts)
+
+
+async def _inline(api: Api, key: ScopedKey, asked: ClientCall) -> ToolContract | None:
+    """The installed contract that came with the call, where one may."""
+    if asked.contract is None:
+        return None
+    if key.environment not in ALLOWING_ENVIRONMENTS:
+        expected = f"no contract in the environment {key.environment}: tools are declared there before they are used"
+        raise OutboxError(
+            "invalid-input",
+            f"$.contract: expected {expected}.",
+            message=messages.invalid_input("$.contract", expected),
+            path="$.contract",
+        )
+    return await api.directory.install_inline(key, await api.directory.vault(key.organization_id), asked.contract)
+
+
+def _reserving(api: Api, key: ScopedKey, asked: ClientCall, opened: list[Opened]) -> Insert:
+    """T1 and T2 in one transaction; what was opened is put into `opened`."""
+
+    async def insert(row: NewReservation, wanted: Wanted, connected: Callable[[], None]) -> store.Verdict | Failed:
+        refusal = _no_attempt(wanted.contract, asked)
+        if refusal is not None:
+            # What was done already is told to whoever repeats it, also without a time limit.
+            held = await look(api.reserver, row)
+            if held is None:
+                raise Refused(refusal, wanted.facts())
+            return held
+        async with transaction(api.pool) as tx:
+            connected()
+            [verdict] = await store.reserve(tx, [row])
+            if not isinstance(verdict, Won):
+                return verdict
+            attempt = await claim_by_client(tx, _wish(api, key, asked, wanted.contract, row.id))
+            if isinstance(attempt, NotClaimed):
+                # The row of an earlier sending of this very request, which has moved on since.
+                return Contended()
+            if isinstance(attempt, Failed):
+                raise _attempt_refused(attempt)
+            opened.append(await _show(tx, wanted.vault, attempt))
+        return verdict
+
+    return insert
+
+
+def _no_attempt(contract: ToolContract, asked: ClientCall) -> OutboxError | None:
+    """Why no attempt may be opened under a contract with the time limit that the caller names."""
+    limit, path = asked.time_limit_seconds, "$.time_limit_seconds"
+    if limit is None:
+        if contract.guarantee_class == "A":
+            return None
+        expected = f"the handler's time limit, because the tool is of class {contract.guarantee_class}"
+        return OutboxError(
+            "time-limit-required",
+            f"{path}: expected {expected}: without it nobody knows from when an absence counts.",
+            message=messages.invalid_input(path, expected),
+            path=path,
+        )
+    if contract.resend is not None and limit + RESEND_MARGIN_SECONDS > contract.resend.within.total_seconds():
+        expected = (
+            f"at most {contract.resend.within.total_seconds() - RESEND_MARGIN_SECONDS:g} s, as long as the provider key counts"
+        )
+        return OutboxError(
+            "invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
+        )
+    return None
+
+
+def _wish(api: Api, key: ScopedKey, asked: ClientCall, contract: ToolContract, reservation_id: UUID) -> Claim:
+    settings, limit, resend = api.settings, asked.time_limit_seconds, contract.resend
+    lease = settings.client_lease_seconds
+    if limit is not None:
+        lease = min(lease, limit + settings.client_margin_seconds)
+    handed_over = contract.guarantee_class == "A" and resend is not None
+    return Claim(
+        organization_id=key.organization_id,
+        reservation_id=reservation_id,
+        attempt_id=asked.attempt_id,
+        worker=f"client {key.actor_chain[-1]}",
+        lease_seconds=lease,
+        resend_window_seconds=resend.within.total_seconds() if handed_over and resend is not None else None,
+        resend_needs_seconds=(lease if limit is None else limit) + RESEND_MARGIN_SECONDS,
+        resends_max=resend.times if handed_over and resend is not None else 0,
+        executor="client",
+        actor_id=key.actor_id,
+        time_limit_seconds=limit,
+    )
+
+
+async def _show(tx: Connection, vault: Vault, attempt: ClaimedByClient) -> Opened:
+    """The attempt with what it shows the provider, which is remembered with it."""
+    secret = vault.secrets.provider_key_secret
+    provider_key, marker = provider_key_of(attempt, secret, attempt.generation), marker_of(attempt, secret)
+    await plant(tx, attempt.organization_id, attempt.attempt_id, marker, provider_key=provider_key)
+    return Opened(attempt=attempt, provider_key=provider_key, marker=marker)
+
+
+def _attempt_refused(failed: Failed) -> Exception:
+    """Postgres refused the attempt for good: its id names another one, or the fault is ours."""
+    if failed.constraint != "attempts_pkey":
+        return failed.error
+    return OutboxError(
+        "attempt-closed",
+        "$.attempt_id: expected a new UUID; an attempt of this id was made before, and is over or another effect's.",
+        message=messages.invalid_input("$.attempt_id", "a new UUID, because this attempt is over"),
+        path="$.attempt_id",
+    )
+
+
+async def _wait(api: Api, key: ScopedKey, reserved: Reserved, seconds: float) -> ReservationView | None:
+    return await await_receipt(
+        api.waiters,
+        key.organization_id,
+        reserved.id,
+        seconds=max(seconds, 0.0),
+        look_first=True,
+        enough=lambda view: view.executor == "client" and view.state in TAKEN_UP,
+    )
+
+
+async def _while_executing(
+    api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserved, held: Held, seconds: float
+) -> Answered | None:
+    """Somebody holds the attempt: it is this very request's, or its lease is over, or it is waited for."""
+    lease = held.lease_seconds
+    contract = await _pinned(api, key, reserved, held)
+    if lease is not None and lease <= 0:
+        await _lapse(api, key, reserved, held, contract)
+        return None
+    if held.open_attempt_id == asked.attempt_id:
+        own = await _open(api, key, asked, reserved, held, contract)
+        if isinstance(own, Given):
+            return own
+    if seconds <= 0:
+        return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
+    slice_seconds = seconds if lease is None else min(seconds, lease + AFTER_THE_LEASE_SECONDS)
+    view = await _wait(api, key, reserved, slice_seconds)
+    if view is not None and view.state in (State.EXECUTING, *TAKEN_UP):
+        return None
+    return Joined(reserved=reserved, view=view)
+
+
+async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserved, held: Held) -> Answered | None:
+    """Its holder has let go: the caller goes on with it where that is safe."""
+    contract = await _pinned(api, key, reserved, held)
+    refusal = _no_attempt(contract, asked)
+    if held.state is State.RESERVED or contract.guarantee_class == "A":
+        if refusal is not None:
+            raise Refused(refusal, reserved.facts)
+        opened = await _open(api, key, asked, reserved, held, contract)
+        if isinstance(opened, Given):
+            return opened
+        if opened.reason in ("gone", "voided"):
+            return None
+    if held.state is State.IN_DOUBT and contract.lookup is not None and asked.probe:
+        if refusal is not None:
+            raise Refused(refusal, reserved.facts)
+        return await _probe_first(api, key, reserved, contract.lookup)
+    return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
+
+
+async def _open(
+    api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserved, held: Held, contract: ToolContract
+) -> Given | NotClaimed:
+    """T2 on a reservation that was there before; a caller's own attempt is found again."""
+    vault = await api.directory.vault(key.organization_id)
+    async with transaction(api.pool) as tx:
+        attempt = await claim_by_client(tx, _wish(api, key, asked, contract, held.id))
+        if isinstance(attempt, Failed):
+            raise _attempt_refused(attempt)
+        if isinstance(attempt, NotClaimed):
+            return attempt
+        if attempt.actor_id != key.actor_id:
+            return NotClaimed(reservation_id=held.id, reason="gone")
+        return Given(reserved=_executing(reserved), opened=await _show(tx, vault, attempt))
+
+
+async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: LookupRule) -> ProbeFirst | None:
+    async with acquire(api.pool) as connection:
+        view = await reservations.view(connection, key.organization_id, reserved.id)
+    if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
+        return None
+    return ProbeFirst(
+        reserved=reserved,
+        attempt_id=view.last_attempt_id,
+        times=rule.times,
+        absence_counts_at=view.absence_counts_at,
+        again_seconds=between_absences_seconds(rule),
+    )
+
+
+async def _pinned(api: Api, key: ScopedKey, reserved: Reserved, held: Held) -> ToolContract:
+    """The contract that the reservation pins: what was declared when it was made still holds for it."""
+    contract = await api.directory.contract(key.organization_id, reserved.tool, held.contract_version)
+    if contract is None:
+        raise Refused(unavailable(possibly_reserved=True), reserved.facts)
+    return contract
+
+
+async def _lapse(api: Api, key: ScopedKey, reserved: Reserved, held: Held, contract: ToolContract) -> None:
+    """Close an attempt whose lease is over, as the sweep would a moment later."""
+    if held.open_attempt_id is None:
+        return
+    async with acquire(api.pool) as connection:
+        attempt = await client_attempts.find(connection, key.organization_id, held.id, held.open_attempt_id)
+        if attempt is None:
+            return
+        left = left_to_clients_seconds(
+            contract, sent_seconds_ago=attempt.sent_seconds_ago, not_after_seconds=attempt.not_after_seconds
+        )
+        moved = await sweep.lapse(
+            connection,
+            [
+                Lapse(
+                    organization_id=key.organization_id,
+                    reservation_id=held.id,
+                    attempt_id=held.open_attempt_id,
+                    settle_seconds=settle_seconds(contract),
+                    recover_seconds=left,
+                    late_recover_seconds=left,
+                )
+            ],
+        )
+    if moved:
+        await api.wakeups.announce(moved)
+
+
+def _executing(reserved: Reserved) -> Reserved:
+    """The reservation as its caller's claim has left it."""
+    return replace(reserved, state=State.EXECUTING, facts=replace(reserved.facts, state=State.EXECUTING))
