@@ -32,8 +32,9 @@ _outcomes: Counter[str] = Counter()
 _left_out: set[str] = set()
 
 
-def pytest_sessionstart() -> None:
-    """Starts a gateway where none is named, and makes the table that a user of theirs has."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Starts a gateway where none is named, and makes the table that a user of theirs has: their conftest reads its address."""
     if not os.environ.get("OUTBOX_URL"):
         from tests.support.outbox_up import running
 
