@@ -52,3 +52,152 @@ comment on table webhook_secrets is 'What a connection''s webhooks are signed wi
 alter table attempts add column marker text;
 create index attempts_marker on attempts (organization_id, marker) where marker is not null;
 comment on column attempts.marker is 'What was planted for look-ups and webhooks to find; set when the attempt is opened.';
+
+-- Strategies of recovery: what a contract says of a doubt is pinned on the reservation, so that Postgres itself can hold to it.
+alter table reservations
+  add column object_key text check (length(object_key) between 1 and 512),
+  add column quiet_seconds double precision not null default 120 check (quiet_seconds >= 0),
+  add column attention text not null default 'queue' check (attention in ('page', 'queue', 'none')),
+  add column blocks_run boolean not null default false,
+  add column conflicted boolean not null default false;
+comment on column reservations.object_key is 'What the effect changes; one operation at a time on it per connection.';
+comment on column reservations.quiet_seconds is 'How long after the end of an attempt''s lease its request may still arrive.';
+comment on column reservations.conflicted is 'The provider said that the identity is taken: what is there is read back, and no absence counts.';
+
+create function reservation_rules_guard() returns trigger language plpgsql as $$
+begin
+  raise exception 'reservation %: its identity never changes', old.id using errcode = 'check_violation', constraint = 'reservation_identity';
+end $$;
+create trigger reservation_rules_guard before update on reservations for each row
+  when ((old.object_key, old.quiet_seconds, old.attention, old.blocks_run) is distinct from (new.object_key, new.quiet_seconds, new.attention, new.blocks_run))
+  execute function reservation_rules_guard();
+
+create table open_objects (
+  organization_id uuid not null,
+  connection_id uuid not null,
+  object_key text not null,
+  reservation_id uuid not null,
+  quiet_at timestamptz,
+  constraint one_open_reservation_per_object primary key (organization_id, connection_id, object_key),
+  foreign key (organization_id, reservation_id) references reservations on delete cascade
+);
+create index open_objects_reservation on open_objects (organization_id, reservation_id);
+create index open_objects_quiet on open_objects (quiet_at) where quiet_at is not null;
+comment on table open_objects is 'Objects that an operation is changing, or that a request of a closed one may still change.';
+comment on column open_objects.quiet_at is 'Null while the reservation is open; then the time from which none of its requests can arrive any more.';
+
+create function object_opened() returns trigger language plpgsql set search_path from current as $$
+begin
+  insert into open_objects (organization_id, connection_id, object_key, reservation_id)
+  values (new.organization_id, new.connection_id, new.object_key, new.id)
+  on conflict on constraint one_open_reservation_per_object do update set reservation_id = excluded.reservation_id, quiet_at = null
+    where open_objects.quiet_at <= now();
+  if not found then
+    raise exception 'another operation on the object of reservation % is open', new.id
+      using errcode = 'unique_violation', constraint = 'one_open_reservation_per_object';
+  end if;
+  return null;
+end $$;
+create trigger object_opened after insert on reservations for each row when (new.object_key is not null) execute function object_opened();
+
+-- Whoever closes the reservation, and by whatever statement: an attempt that nobody knows of may still arrive until it has settled.
+create function object_closed() returns trigger language plpgsql set search_path from current as $$
+declare
+  quiet timestamptz;
+begin
+  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds)) into quiet
+  from attempts a
+  where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
+    and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;
+  if quiet > now() then
+    update open_objects o set quiet_at = quiet
+    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
+  else
+    delete from open_objects o
+    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
+  end if;
+  return null;
+end $$;
+create trigger object_closed after update on reservations for each row
+  when (new.object_key is not null and old.state <> new.state and new.state in ('succeeded', 'failed', 'denied', 'voided'))
+  execute function object_closed();
+
+create table blocked_runs (
+  organization_id uuid not null,
+  lineage uuid not null,
+  reservation_id uuid not null,
+  since timestamptz not null default now(),
+  primary key (organization_id, lineage, reservation_id),
+  foreign key (organization_id, reservation_id) references reservations on delete cascade
+);
+create index blocked_runs_reservation on blocked_runs (organization_id, reservation_id);
+comment on table blocked_runs is 'Runs in which nothing new is reserved, because of a doubt whose contract says so.';
+
+create function run_blocked() returns trigger language plpgsql set search_path from current as $$
+begin
+  if new.live and new.state <> 'succeeded' and new.unknown_attempts > 0 then
+    insert into blocked_runs (organization_id, lineage, reservation_id) values (new.organization_id, new.lineage, new.id) on conflict do nothing;
+  else
+    delete from blocked_runs b where (b.organization_id, b.lineage, b.reservation_id) = (new.organization_id, new.lineage, new.id);
+  end if;
+  return null;
+end $$;
+create trigger run_blocked after update on reservations for each row
+  when (new.blocks_run and new.lineage is not null and (old.state, old.unknown_attempts) is distinct from (new.state, new.unknown_attempts))
+  execute function run_blocked();
+
+create table doubt_episodes (
+  organization_id uuid not null,
+  id uuid not null default gen_random_uuid(),
+  environment_id uuid not null,
+  connection_id uuid not null,
+  cause text not null,
+  attention text not null check (attention in ('page', 'queue', 'none')),
+  opened_at timestamptz not null default now(),
+  closed_at timestamptz,
+  waiting integer not null check (waiting >= 0),
+  doubts integer not null check (doubts > 0),
+  first_reservation_id uuid not null,
+  primary key (organization_id, id),
+  foreign key (organization_id, connection_id) references connections,
+  constraint doubt_episode_closed check ((closed_at is null) = (waiting > 0))
+);
+create unique index doubt_episodes_open on doubt_episodes (organization_id, connection_id, cause) where closed_at is null;
+comment on table doubt_episodes is 'What people are asked about, once for all doubts of one connection and cause that need them at the time.';
+comment on column doubt_episodes.waiting is 'How many of its doubts wait for a person now.';
+comment on column doubt_episodes.doubts is 'How many there were since it was opened.';
+
+create function doubt_asked() returns trigger language plpgsql set search_path from current as $$
+declare
+  was boolean := old.state = 'in_doubt' and old.person_asked_at is not null;
+  still boolean := new.state = 'in_doubt' and new.person_asked_at is not null;
+  moved boolean := coalesce(old.doubt_cause, '') <> coalesce(new.doubt_cause, '');
+  episode record;
+begin
+  if was and (not still or moved) then
+    update doubt_episodes e set waiting = e.waiting - 1, closed_at = case e.waiting when 1 then now() end
+    where (e.organization_id, e.connection_id, e.cause) = (old.organization_id, old.connection_id, coalesce(old.doubt_cause, '')) and e.closed_at is null
+    returning e.* into episode;
+    if found and episode.closed_at is not null then
+      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+      values (old.organization_id, old.environment_id, 'episode-closed', '["recovery"]', jsonb_build_object('episode_id', episode.id,
+        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'doubts', episode.doubts));
+    end if;
+  end if;
+  if still and (not was or moved) then
+    insert into doubt_episodes as e (organization_id, environment_id, connection_id, cause, attention, waiting, doubts, first_reservation_id)
+    values (new.organization_id, new.environment_id, new.connection_id, coalesce(new.doubt_cause, ''), new.attention, 1, 1, new.id)
+    on conflict (organization_id, connection_id, cause) where closed_at is null do update set waiting = e.waiting + 1, doubts = e.doubts + 1,
+      attention = case when 'page' in (e.attention, excluded.attention) then 'page' when 'queue' in (e.attention, excluded.attention) then 'queue' else 'none' end
+    returning e.* into episode;
+    if episode.doubts = 1 then
+      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+      values (new.organization_id, new.environment_id, 'episode-opened', '["recovery"]', jsonb_build_object('episode_id', episode.id,
+        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'reservation_id', new.id));
+    end if;
+  end if;
+  return null;
+end $$;
+create trigger doubt_asked after update on reservations for each row
+  when (old.state = 'in_doubt' and old.person_asked_at is not null or new.state = 'in_doubt' and new.person_asked_at is not null)
+  execute function doubt_asked();

@@ -96,3 +96,23 @@ begin
 end $$;
 create trigger inline_only before insert on tool_contracts for each row execute function inline_only();
 create trigger inline_only before insert on connections for each row execute function inline_only();
+
+-- An attempt of a client may be carried out for as long after its lease as its handler may run.
+create or replace function object_closed() returns trigger language plpgsql set search_path from current as $$
+declare
+  quiet timestamptz;
+begin
+  select greatest(new.absence_counts_at,
+    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds))) into quiet
+  from attempts a
+  where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
+    and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;
+  if quiet > now() then
+    update open_objects o set quiet_at = quiet
+    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
+  else
+    delete from open_objects o
+    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
+  end if;
+  return null;
+end $$;

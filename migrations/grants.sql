@@ -42,6 +42,12 @@ grant select on webhook_secrets to outbox_api;
 grant select, insert on webhooks_in to outbox_api;
 grant update (verdict) on webhooks_in to outbox_api;
 
+-- Objects, blocked runs and episodes are kept by triggers of reservations, in the rights of whoever changes the reservation.
+grant select, insert, update, delete on open_objects to outbox_api;
+grant select, update, delete on open_objects to outbox_worker;
+grant select, insert, delete on blocked_runs to outbox_api, outbox_worker;
+grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
+
 -- Client-executed effects: T2 and T3 under the API's role. Grants are by column; that none of it touches what the gateway carries out is
 -- held by the triggers `reservation_executor` and `attempt_executor` (ADR 0013).
 grant insert on attempts to outbox_api;

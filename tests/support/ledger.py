@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from outbox_domain.reservation import Confidence, Outcome
 from outbox_store import actors, connections, organizations, runs, tool_contracts
-from outbox_store.claim import Claim, Claimed, claim
+from outbox_store.claim import Claim, Claimed, ClaimedByClient, claim
 from outbox_store.connection import Connection
 from outbox_store.reserve import NewReservation
 from outbox_store.settle import ReceiptDraft, Settled, Settlement, settle
@@ -136,7 +136,7 @@ async def claimed(connection: Connection, row: NewReservation, **changes: Any) -
     return result
 
 
-def settlement_of(attempt: Claimed, outcome: Outcome, **changes: Any) -> Settlement:
+def settlement_of(attempt: Claimed | ClaimedByClient, outcome: Outcome, **changes: Any) -> Settlement:
     """What an attempt came to; a success has a receipt."""
     receipt = None
     if outcome is Outcome.SUCCEEDED:
@@ -164,7 +164,7 @@ def settlement_of(attempt: Claimed, outcome: Outcome, **changes: Any) -> Settlem
     return replace(settlement, **changes)
 
 
-async def settled(connection: Connection, attempt: Claimed, outcome: Outcome, **changes: Any) -> Settled:
+async def settled(connection: Connection, attempt: Claimed | ClaimedByClient, outcome: Outcome, **changes: Any) -> Settled:
     """Settle an attempt; fails the test when the database refuses it."""
     [result] = await settle(connection, [settlement_of(attempt, outcome, **changes)], tries_max=TRIES_MAX)
     assert isinstance(result, Settled), result

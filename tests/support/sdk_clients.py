@@ -20,6 +20,26 @@ class Client:
         """`Outbox.call`."""
         return self._result(self.client.call(*arguments, **fields))
 
+    def run(self, *arguments: Any, **fields: Any) -> Any:
+        """`Outbox.run`."""
+        return self._result(self.client.run(*arguments, **fields))
+
+    def reserve(self, *arguments: Any, **fields: Any) -> Any:
+        """`Outbox.reserve`."""
+        return self._result(self.client.reserve(*arguments, **fields))
+
+    def heartbeat(self, *arguments: Any, **fields: Any) -> Any:
+        """`Outbox.heartbeat`."""
+        return self._result(self.client.heartbeat(*arguments, **fields))
+
+    def settle(self, *arguments: Any, **fields: Any) -> Any:
+        """`Outbox.settle`."""
+        return self._result(self.client.settle(*arguments, **fields))
+
+    def void(self, *arguments: Any, **fields: Any) -> Any:
+        """`Outbox.void`."""
+        return self._result(self.client.void(*arguments, **fields))
+
     def resolve(self, *arguments: Any, **fields: Any) -> Any:
         """`Outbox.resolve`."""
         return self._result(self.client.resolve(*arguments, **fields))

@@ -97,10 +97,9 @@ async def test_a_claim_opens_an_attempt_with_all_that_its_request_is_made_of(sto
 
 async def test_what_another_holds_or_what_is_closed_is_gone(store: Store) -> None:
     """An executing, a settled, an unknown and a client-executed reservation open no attempt."""
-    executing, done, clients = await reserved(store), await reserved(store), await reserved(store)
+    executing, done, clients = await reserved(store), await reserved(store), await reserved(store, executor="client")
     await claimed(store.worker, executing)
     await settled(store.worker, await claimed(store.worker, done), Outcome.SUCCEEDED)
-    await store.owner.execute("update reservations set executor = 'client' where id = $1", clients.id)
     wishes = [claim_of(executing), claim_of(done), claim_of(store.world.row()), claim_of(clients)]
     verdicts = await claim(store.worker, wishes)
     assert verdicts == [NotClaimed(reservation_id=wish.reservation_id, reason="gone") for wish in wishes]

@@ -9,11 +9,12 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from tests.integration.store.races import Store
-from tests.support.ledger import claimed, settled
+from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import LIVE, TERMINAL, TRANSITIONS, State
 from outbox_domain.reservation import Outcome as Came
-from outbox_store import actors, scoped_keys, webhooks_in
+from outbox_store import actors, probes, scoped_keys, webhooks_in
+from outbox_store.claim import ClaimedByClient, claim_by_client
 from outbox_store.request_keys import RequestKey, take
 from outbox_store.reserve import reserve
 from outbox_store.webhooks_in import Listener
@@ -188,6 +189,13 @@ async def filled(store: Store) -> None:
         organization_id=world.organization_id, connection_id=world.connection_id, provider="stripe", sealed_secret=b"sealed"
     )
     await webhooks_in.take(store.api, by, "evt_1", "marker", doubtful.reservation_id)
+    clients = world.row(executor="client")
+    await reserve(store.api, [clients])
+    wish = claim_of(clients, executor="client", actor_id=world.actor_id)
+    opened = await claim_by_client(store.api, wish)
+    assert isinstance(opened, ClaimedByClient)
+    await settled(store.api, opened, Came.UNKNOWN)
+    assert await probes.begin(store.api, world.organization_id, clients.id, uuid4(), wish.attempt_id, world.actor_id)
 
 
 def _reserved(**values: object) -> dict[str, Any]:
@@ -202,6 +210,10 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "attempt_closed": ("attempts", {"outcome": "rejected", "closed_at": None, "closed_by": None}),
     "attempt_late_outcome": ("attempts", {"late_outcome": "maybe"}),
     "attempt_outcome": ("attempts", {"outcome": "maybe", "closed_at": TIME, "closed_by": "answer"}),
+    "attempts_lease_seconds_check": ("attempts", {"lease_seconds": 0}),
+    "attempts_time_limit_seconds_check": ("attempts", {"time_limit_seconds": 0}),
+    "probes_verdict_check": ("probes", {"verdict": "perhaps", "found": True, "answered_at": TIME}),
+    "probe_answered": ("probes", {"answered_at": TIME}),
     "attempts_number_check": ("attempts", {"number": 0}),
     "attempts_provider_code_check": ("attempts", {"provider_code": "the card of Jane Doe"}),
     "connections_base_url_check": ("connections", {"base_url": "ftp://provider"}),
@@ -245,6 +257,8 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "scoped_keys_tools_check": ("scoped_keys", {"tools": []}),
     "sealed_results_kind_check": ("sealed_results", {"kind": "prompt"}),
     "tool_contracts_version_check": ("tool_contracts", {"version": 0}),
+    "tool_contracts_inline_digest_check": ("tool_contracts", {"version": 1 << 30, "inline_digest": "\\x00"}),
+    "tool_contract_inline": ("tool_contracts", {"version": 1 << 30}),
     "webhooks_in_event_id_check": ("webhooks_in", {"event_id": ""}),
 }
 """For each check constraint a row that only it refuses: the first row of the table with these columns changed."""

@@ -119,7 +119,7 @@ async def test_the_same_rows_again_are_recognised(store: Store) -> None:
 
 
 async def test_every_scope_column_is_part_of_the_key(store: Store) -> None:
-    """Another project, environment, connection, tool, scope, key or occurrence is another effect."""
+    """Another project, environment, connection, tool, scope, key or (once the one before has ended) occurrence is another effect."""
     world, owner = store.world, store.owner
     project = await organizations.create_project(owner, world.organization_id, uuid4(), "other")
     environment = await organizations.create_environment(owner, world.organization_id, uuid4(), "staging", None)
@@ -142,9 +142,11 @@ async def test_every_scope_column_is_part_of_the_key(store: Store) -> None:
         replace(base, id=uuid4(), tool="stripe.customer.create"),
         replace(base, id=uuid4(), scope=f"run:{world.run_id}", run_id=world.run_id, lineage=world.run_id),
         replace(base, id=uuid4(), operation_key="refund:pi_2"),
-        replace(base, id=uuid4(), occurrence=2),
     ]
     assert await reserve(store.api, rows) == [Won(id=row.id) for row in rows]
+    await settled(store.worker, await claimed(store.worker, base), Outcome.SUCCEEDED)
+    rows.append(replace(base, id=uuid4(), occurrence=2))
+    assert await reserve(store.api, rows[-1:]) == [Won(id=rows[-1].id)]
     again = [replace(row, id=uuid4()) for row in rows]
     assert [verdict.id for verdict in await reserve(store.api, again) if isinstance(verdict, Held)] == [row.id for row in rows]
 
@@ -187,7 +189,7 @@ async def test_a_contradiction_blocks_its_key_until_a_person_closes_it(store: St
     await store.owner.execute(
         "update contradictions set closed_at = now() where organization_id = $1", store.world.organization_id
     )
-    assert await reserve(store.api, blocked) == [Won(id=row.id) for row in blocked]
+    assert await reserve(store.api, blocked[:1]) == [Won(id=blocked[0].id)]
 
 
 async def test_a_live_holder_is_told_before_a_contradiction(store: Store) -> None:

@@ -8,7 +8,7 @@ from tests.integration.store.races import Store
 from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store.claim import Claimed, claim
+from outbox_store.claim import Claimed, NotClaimed, claim
 from outbox_store.connection import Connection
 from outbox_store.reserve import NewReservation, Won, reserve
 from outbox_store.sweep import Due, Lapse, due, erase_expired, lapse, leave_to_a_person
@@ -88,10 +88,11 @@ async def test_a_lease_decides_and_not_the_time_of_the_look(store: Store) -> Non
 
 
 async def test_what_a_client_executes_is_not_the_workers_to_sweep(store: Store) -> None:
-    """Client-executed reservations are never handed to a worker."""
-    row = await reserved(store)
-    await store.owner.execute("update reservations set executor = 'client' where id = $1", row.id)
-    assert await mine(store) == []
+    """Client-executed reservations are told apart, and no worker's claim opens an attempt on one."""
+    row = await reserved(store, executor="client")
+    [found] = await mine(store)
+    assert (found.reservation_id, found.executor) == (row.id, "client")
+    assert await claim(store.worker, [claim_of(row)]) == [NotClaimed(reservation_id=row.id, reason="gone")]
 
 
 async def test_a_lapsed_attempt_is_unknown(store: Store) -> None:

@@ -22,7 +22,8 @@ def test_the_environment_states_url_and_key(client: Any, monkeypatch: pytest.Mon
     """OUTBOX_URL and OUTBOX_KEY hold where nothing else is said; None as an argument is said."""
     monkeypatch.setenv("OUTBOX_URL", URL)
     monkeypatch.setenv("OUTBOX_KEY", "obx_from_environment\n")
-    assert client().settings == Settings(url=URL, key="obx_from_environment")
+    monkeypatch.setenv("OUTBOX_SPOOL", "/nowhere/spool")
+    assert client().settings == Settings(url=URL, key="obx_from_environment", spool="/nowhere/spool")
     assert client(key="obx_given").settings.key == "obx_given"
     assert client(key=None).settings.key is None
     assert client(url=UNSET).settings.url == URL

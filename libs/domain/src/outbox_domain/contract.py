@@ -202,6 +202,7 @@ class OutcomeRule(_Rule):
         has: JMESPath into the answer (or `header.Name`) that must not be null.
         match: JMESPath into the answer that must be truthy.
         outcome: what the attempt came to.
+        conflict: the answer says that the identity is taken already: by itself it means unknown, and the effect is read back.
         stored: the provider keeps this refusal under the provider key.
         after: `header.Name` that says when to try again.
     """
@@ -210,6 +211,7 @@ class OutcomeRule(_Rule):
     has: str | None = None
     match: str | None = None
     outcome: Outcome
+    conflict: bool = False
     stored: bool = False
     after: str | None = None
 
@@ -229,41 +231,79 @@ class ReceiptRule(_Rule):
 
 
 class ResendRule(_Rule):
-    """The way out of doubt of class A: the identical request with the same provider key.
+    """The way out of doubt of class A: the identical request, which cannot make a second effect.
 
     Attributes:
+        strategy: why it cannot. `replay`: the provider answers a repeated key with its first answer. `conflict`: we choose the
+            identity, and a second creation is refused by a row of `outcomes` that says `conflict`; the effect is then read back
+            by the look-up and compared. `natural`: it sets or removes something absolutely, so that repeating changes nothing;
+            the contract names its `object`. `window`: as `replay`, but for a short time only; afterwards the next way is due.
         within: how long after the first possible sending; shorter than the provider keeps its keys.
+        margin: what must be left of that beside the request's deadline: the pause of a process and the way to the provider.
         stored_failure: `header.Name` that says `true` when a stored answer was merely replayed.
         times: how many resends at most.
+        total: how long after the doubt began the last of them may begin.
+        settle: how long after an attempt's lease its request may still arrive; for `natural`, where no look-up says it.
     """
 
     way: Literal["resend"] = "resend"
+    strategy: Literal["replay", "conflict", "natural", "window"] = "replay"
     within: Duration
+    margin: Duration = timedelta(seconds=60)
     stored_failure: str | None = None
     times: int = Field(default=5, ge=1)
+    total: Duration | None = None
+    settle: Duration | None = None
 
 
 class LookupRule(_Rule):
-    """The way out of doubt by asking: a read that shows the planted marker.
+    """The way out of doubt by asking: a read that shows the planted marker, or a cancellation that shows that nothing will come.
 
     Attributes:
-        method: the HTTP method of the read.
-        url: path and query below the connection's base URL, with `{input.x}` and `{marker}`.
-        match: JMESPath that yields the effect (an object or a list), with `{marker}`.
+        strategy: `probe`: a read that shows the marker or a complete list without it. `cancel-first`: the effect comes only some
+            time after the request, and can be called off by the attempt's own marker before that; what was called off is absent.
+        method: the HTTP method.
+        url: path and query below the connection's base URL, with `{input.x}`, `{marker}` and `{provider_key}`.
+        body: a template of the body; none when left out.
+        match: JMESPath that yields the effect (an object or a list); of `cancel-first`: that is true where it was called off.
         more: JMESPath that is true when the answer is not the whole list; it then shows no absence.
+        same: JMESPath into what was found -> what must stand there (`{input.title}`); another value is somebody else's effect.
         settle: how long after the last attempt's lease an absence counts.
         times: how many absences, each seen by a read sent after the settle time, prove absence.
+        total: how long after the doubt began a provider that answers is asked before a person is.
         on_absent: what follows proven absence.
+        delay: of `cancel-first`: how long after the request's arrival the effect comes, at the earliest.
+        margin: of `cancel-first`: how long before that the cancellation must be confirmed.
+        covers_later: of `cancel-first`: a cancellation also stops a request of this marker that arrives after it.
     """
 
     way: Literal["lookup"] = "lookup"
-    method: Literal["GET", "POST"] = "GET"
+    strategy: Literal["probe", "cancel-first"] = "probe"
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str
+    body: dict[str, Any] | None = None
     match: str
     more: str | None = None
+    same: dict[str, str] = Field(default_factory=dict)
     settle: Duration
     times: int = Field(default=2, ge=1)
+    total: Duration | None = None
     on_absent: Literal["resend", "fail"] = "resend"
+    delay: Duration | None = None
+    margin: Duration | None = None
+    covers_later: bool = False
+
+    @property
+    def cancels(self) -> bool:
+        """Whether it calls off what was sent instead of asking for it."""
+        return self.strategy == "cancel-first"
+
+    @property
+    def cancel_within(self) -> timedelta:
+        """How long after the sending began a cancellation may be confirmed and count; nothing where it cancels nothing."""
+        if self.delay is None or self.margin is None:
+            return timedelta(0)
+        return self.delay - self.margin
 
 
 class PersonRule(_Rule):
@@ -303,9 +343,14 @@ class WebhookRule(_Rule):
 
 
 class DoubtRule(_Rule):
-    """What a doubt about this tool is worth: who is disturbed, and whether the run stops."""
+    """What a doubt about this tool is worth.
 
-    attention: Literal["page", "queue", "none"]
+    Attributes:
+        attention: who is disturbed once a person is needed; `ToolContract.attention` says what holds where it is left out.
+        blocks_run: while such a doubt is open, nothing new is reserved in its run and that run's forks.
+    """
+
+    attention: Literal["page", "queue", "none"] | None = None
     blocks_run: bool = False
 
 
@@ -337,6 +382,8 @@ class ToolContract(_Rule):
         request: how it is sent.
         outcomes: what answers mean.
         receipt: what proves the effect.
+        object_key: template of what the effect changes (`label:{name}`); one operation at a time on it, per connection. Written
+            `object`.
         recovery: ordered ways out of doubt.
         webhook: how the provider's own notice is recognised.
         not_after: a reservation that was not sent by then is voided.
@@ -362,6 +409,7 @@ class ToolContract(_Rule):
     request: RequestRule
     outcomes: tuple[OutcomeRule, ...] = ()
     receipt: ReceiptRule = ReceiptRule()
+    object_key: str | None = Field(default=None, alias="object")
     recovery: tuple[RecoveryRule, ...] = ()
     webhook: WebhookRule | None = None
     not_after: Duration = timedelta(hours=1)
@@ -389,7 +437,7 @@ class ToolContract(_Rule):
     @property
     def attention(self) -> Literal["page", "queue", "none"]:
         """Who is disturbed by a doubt: as declared, else page where money moves, else queue (`interfaces.md` section 9)."""
-        if self.doubt is not None:
+        if self.doubt is not None and self.doubt.attention is not None:
             return self.doubt.attention
         return "page" if self.amount is not None else "queue"
 
@@ -402,6 +450,16 @@ class ToolContract(_Rule):
     def lookup(self) -> LookupRule | None:
         """The look-up rule of the recovery list, where there is one."""
         return next((rule for rule in self.recovery if isinstance(rule, LookupRule)), None)
+
+    @property
+    def blocks_run(self) -> bool:
+        """Whether nothing new is reserved in a run while a doubt about this tool is open in it."""
+        return self.doubt is not None and self.doubt.blocks_run
+
+    @property
+    def marks_attempts(self) -> bool:
+        """Whether every attempt has a marker of its own: what was called off must not swallow the next sending."""
+        return self.lookup is not None and self.lookup.cancels
 
     @functools.cached_property
     def input_schema_text(self) -> str:

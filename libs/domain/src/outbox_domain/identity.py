@@ -81,6 +81,7 @@ class Identity:
         review_digest: 32 bytes over all of the bound input.
         declared: the declared fields that are present: numbers and booleans in clear, everything else as digest text.
         repeat_after: after this long the same identity may be wanted again; None means never.
+        object_key: what the effect changes, where the contract names it; one operation at a time on it, per connection.
     """
 
     rule_index: int
@@ -91,6 +92,7 @@ class Identity:
     review_digest: bytes
     declared: dict[str, object]
     repeat_after: timedelta | None
+    object_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,7 @@ def identify(
         review_digest=keyed_digest(secrets.digest_key, Purpose.REVIEW, review_content),
         declared=declared_fields(contract, bound.value, secrets.digest_key),
         repeat_after=rule.repeat_after,
+        object_key=_object_key(contract, bound.value, secrets.digest_key),
     )
 
 
@@ -324,6 +327,11 @@ def _operation_key(
     if len(operation_key) > OPERATION_KEY_CHARACTERS_MAX:
         _refuse(longest[1], f"a shorter value: the operation key may have {OPERATION_KEY_CHARACTERS_MAX} characters")
     return operation_key
+
+
+def _object_key(contract: "ToolContract", value: Mapping[str, Any], digest_key: bytes) -> str | None:
+    template = contract.object_key
+    return None if template is None else _operation_key(template, value, None, contract.personal, digest_key)
 
 
 def _readable(member: object, path: str) -> str:

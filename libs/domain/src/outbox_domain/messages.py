@@ -60,6 +60,18 @@ _CONTRADICTED = (
     "UNKNOWN. There is proof of an effect that was recorded as not done. Do not repeat it and do not say that it failed or "
     "succeeded. It is being checked by a person."
 )
+_OBJECT_BUSY = (
+    "NOT SENT. Another operation on the same object is not finished. "
+    "Ask again in {seconds} s with the same arguments; that is safe."
+)
+_OCCURRENCE_OPEN = (
+    "NOT SENT. An earlier occurrence of the same operation is not finished. Do not reach it another way. "
+    "Ask again in {seconds} s with the same arguments; that is safe."
+)
+_RUN_BLOCKED = (
+    "NOT SENT. An earlier effect of this run is in doubt, and nothing new is begun until it is known what became of it. "
+    "Do not reach it another way. Ask again in {seconds} s with the same arguments; that is safe."
+)
 _INVALID_INPUT = "NOT SENT. {path}: expected {expected}."
 _UNKNOWN_TOOL = "NOT SENT. There is no tool {tool}. Nearest you may call: {nearest}."
 _UNAVAILABLE = "NOT SENT. Try the same call in {seconds} s; that is safe."
@@ -213,6 +225,21 @@ def in_doubt(next_check: datetime | None) -> str:
 def contradicted() -> str:
     """Proof of an effect contradicts a closed reservation; a person examines it."""
     return _CONTRADICTED
+
+
+def object_busy(after_seconds: float) -> str:
+    """Another operation on the same object is open; `after_seconds` as in `running`."""
+    return _OBJECT_BUSY.format(seconds=_whole_seconds(after_seconds))
+
+
+def occurrence_open(after_seconds: float) -> str:
+    """Another occurrence of the same operation is open; `after_seconds` as in `running`."""
+    return _OCCURRENCE_OPEN.format(seconds=_whole_seconds(after_seconds))
+
+
+def run_blocked(after_seconds: float) -> str:
+    """A doubt of the run blocks it; `after_seconds` as in `running`."""
+    return _RUN_BLOCKED.format(seconds=_whole_seconds(after_seconds))
 
 
 def invalid_input(path: str, expected: str) -> str:

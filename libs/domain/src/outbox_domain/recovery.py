@@ -6,13 +6,10 @@ Source: design section 4 (rules of doubt), `interfaces.md` section 9 (figures), 
 from dataclasses import dataclass
 from datetime import timedelta
 
-from outbox_domain.contract import LookupRule, RecoveryRule, ResendRule, ToolContract
+from outbox_domain.contract import LookupRule, PersonRule, RecoveryRule, ResendRule, ToolContract
 
 BACK_OFF_FIRST_SECONDS = 0.5
 BACK_OFF_MAX_SECONDS = 60.0
-
-RESEND_MARGIN_SECONDS = 60.0
-"""What must be left of the provider's window beside the deadline: the pause of a process and the way to the provider."""
 
 SETTLE_DEFAULT = timedelta(seconds=120)
 """The settle time of a contract that declares none: the in-flight horizon of every provider (`providers.md` section 1)."""
@@ -38,6 +35,9 @@ class Doubt:
         late_write: a request left after the time it had to; nothing is sent again and no absence counts.
         unreachable: the last attempt had no answer, or one of a provider in trouble (5xx).
         tries: how many sendings did not reach the provider or were put off by it; they only lengthen the pause.
+        conflicted: the provider said that the identity is taken: it would say so again, and what is there is read back.
+        age_seconds: since the doubt began.
+        sent_seconds_ago: since the newest attempt may have been sent; None where that is not known.
     """
 
     step: int = 0
@@ -46,6 +46,9 @@ class Doubt:
     late_write: bool
     unreachable: bool
     tries: int = 0
+    conflicted: bool = False
+    age_seconds: float = 0.0
+    sent_seconds_ago: float | None = None
 
 
 def back_off_seconds(tried: int) -> float:
@@ -58,8 +61,9 @@ def back_off_seconds(tried: int) -> float:
 
 
 def settle_seconds(contract: ToolContract) -> float:
-    """How long after the end of the last lease an absence counts."""
-    return (contract.lookup.settle if contract.lookup is not None else SETTLE_DEFAULT).total_seconds()
+    """How long after the end of the last lease an absence counts, and until when a request may still arrive."""
+    stated = [rule.settle for rule in (contract.lookup, contract.resend) if rule is not None and rule.settle is not None]
+    return max(stated, default=SETTLE_DEFAULT).total_seconds()
 
 
 def next_way(contract: ToolContract, doubt: Doubt) -> tuple[int, RecoveryRule] | None:
@@ -77,12 +81,19 @@ def next_way(contract: ToolContract, doubt: Doubt) -> tuple[int, RecoveryRule] |
     """
     ways = list(enumerate(contract.recovery))
     for place, rule in ways[doubt.step :]:
-        if isinstance(rule, LookupRule):
+        if isinstance(rule, LookupRule) and not _too_late_to_cancel(rule, doubt):
             return place, rule
-        if isinstance(rule, ResendRule) and _may_resend(contract, doubt) and doubt.resends < rule.times:
+        if isinstance(rule, ResendRule) and _may_resend(contract, rule, doubt) and doubt.resends < rule.times:
             return place, rule
-    if doubt.unreachable and _may_resend(contract, doubt):
-        return next(((place, rule) for place, rule in ways[doubt.step :] if isinstance(rule, ResendRule)), None)
+    if doubt.unreachable:
+        return next(
+            (
+                (place, rule)
+                for place, rule in ways[doubt.step :]
+                if isinstance(rule, ResendRule) and _may_resend(contract, rule, doubt)
+            ),
+            None,
+        )
     return None
 
 
@@ -92,6 +103,11 @@ def recover_in_seconds(contract: ToolContract, doubt: Doubt) -> float | None:
     if way is None:
         return None
     return back_off_seconds(doubt.resends + doubt.tries) if isinstance(way[1], ResendRule) else BACK_OFF_FIRST_SECONDS
+
+
+def probe_of(contract: ToolContract) -> LookupRule | None:
+    """The look-up that a client may make in a worker's place: one that only reads."""
+    return contract.lookup if contract.lookup is not None and not contract.lookup.cancels else None
 
 
 def left_to_clients_seconds(contract: ToolContract, *, sent_seconds_ago: float | None, not_after_seconds: float) -> float | None:
@@ -105,10 +121,10 @@ def left_to_clients_seconds(contract: ToolContract, *, sent_seconds_ago: float |
         not_after_seconds: until the reservation's `not_after`; negative once it has passed.
     """
     ways = [0.0]
-    if contract.lookup is not None:
+    if probe_of(contract) is not None:
         ways.append(not_after_seconds)
     if contract.guarantee_class == "A" and contract.resend is not None:
-        ways.append(contract.resend.within.total_seconds() - (sent_seconds_ago or 0.0) - RESEND_MARGIN_SECONDS)
+        ways.append((contract.resend.within - contract.resend.margin).total_seconds() - (sent_seconds_ago or 0.0))
     seconds = min(max(ways), not_after_seconds)
     return seconds if seconds > 0 else None
 
@@ -134,5 +150,20 @@ def between_absences_seconds(rule: LookupRule) -> float:
     return min(max(least, rule.settle.total_seconds() / 10), most)
 
 
-def _may_resend(contract: ToolContract, doubt: Doubt) -> bool:
-    return contract.guarantee_class == "A" and not doubt.stored_failure and not doubt.late_write
+def is_over(rule: RecoveryRule, age_seconds: float) -> bool:
+    """Whether a way's total time is used up, counted from when the doubt began."""
+    total = None if isinstance(rule, PersonRule) else rule.total
+    return total is not None and age_seconds >= total.total_seconds()
+
+
+def _may_resend(contract: ToolContract, rule: ResendRule, doubt: Doubt) -> bool:
+    if contract.guarantee_class != "A" or is_over(rule, doubt.age_seconds):
+        return False
+    return not (doubt.stored_failure or doubt.late_write or doubt.conflicted)
+
+
+def _too_late_to_cancel(rule: LookupRule, doubt: Doubt) -> bool:
+    """What may be due any moment is not called off any more, and what left late is due nobody knows when."""
+    if not rule.cancels:
+        return False
+    return doubt.late_write or (doubt.sent_seconds_ago or 0.0) >= rule.cancel_within.total_seconds()

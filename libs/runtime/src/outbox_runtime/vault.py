@@ -122,17 +122,18 @@ class Vault:
         """
         return self._open("input", reservation_id, sealed, StoredInput)
 
-    def seal_result(self, reservation_id: UUID, result: dict[str, Any]) -> bytes:
-        """Seal the projection of a provider's answer that lives as long as the receipt."""
+    def seal_result(self, reservation_id: UUID, result: Any) -> bytes:
+        """Seal what lives as long as the receipt: the projection of an answer, or whatever JSON value a client settled."""
         return self._seal("result", reservation_id, result)
 
-    def open_result(self, reservation_id: UUID, sealed: bytes) -> dict[str, Any]:
+    def open_result(self, reservation_id: UUID, sealed: bytes) -> Any:
         """Open what `seal_result` sealed.
 
         Raises:
             SealBroken: it belongs to another reservation or was changed.
         """
-        return self._open("result", reservation_id, sealed, dict[str, Any])
+        result: Any = self._open("result", reservation_id, sealed, Any)
+        return result
 
     def seal_failure(self, reservation_id: UUID, failure: dict[str, Any]) -> bytes:
         """Seal the provider's own words about a refusal (`provider_status`, `provider_code`, `provider_message`)."""

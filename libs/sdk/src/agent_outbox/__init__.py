@@ -4,7 +4,10 @@
 are what comes of it; `agent_outbox.errors` has an exception for every problem.
 """
 
+from agent_outbox.classify import Classified, NotSent, Rejected
 from agent_outbox.client import AsyncOutbox, Outbox, ResolveResult
+from agent_outbox.decorated import AsyncEffectFunction, EffectFunction
+from agent_outbox.effect import Effect, Found, Success
 from agent_outbox.errors import ERRORS, OutboxError, Retry
 from agent_outbox.queue import enqueue, enqueue_ddl
 from agent_outbox.receipt import Receipt
@@ -16,20 +19,28 @@ from agent_outbox.tool_call import ToolCall, model_name, tool_name
 __all__ = [
     "ERRORS",
     "UNSET",
+    "AsyncEffectFunction",
     "AsyncOutbox",
     "CallResult",
+    "Classified",
     "Done",
+    "Effect",
+    "EffectFunction",
+    "Found",
     "InDoubt",
+    "NotSent",
     "Outbox",
     "OutboxError",
     "Receipt",
     "Refused",
+    "Rejected",
     "Relay",
     "Reservation",
     "Resolution",
     "ResolveResult",
     "Retry",
     "Settings",
+    "Success",
     "ToolCall",
     "Waiting",
     "enqueue",

@@ -76,12 +76,15 @@ class Rejected(Exception):
         reason: in the handler's words.
         code: the provider's error code.
         status: the provider's HTTP status.
+        stored: the provider keeps this refusal under the provider key and would give it again; the next effect of the operation
+            is given another key then.
     """
 
-    def __init__(self, reason: str = "", *, code: str | None = None, status: int | None = None) -> None:
+    def __init__(self, reason: str = "", *, code: str | None = None, status: int | None = None, stored: bool = False) -> None:
         super().__init__(reason)
         self.code = code
         self.status = status
+        self.stored = stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +97,14 @@ class Classified:
         reason: the exception's class, for the record; never its text, which may hold anything.
         provider_status: the HTTP status, where there was an answer.
         provider_code: the provider's error code, where it is one plain word.
+        stored: the provider keeps this refusal under the provider key.
     """
 
     outcome: Outcome
     reason: str
     provider_status: int | None = None
     provider_code: str | None = None
+    stored: bool = False
 
 
 def classify(error: BaseException, *, single_try: bool = False) -> Classified:
@@ -115,12 +120,22 @@ def classify(error: BaseException, *, single_try: bool = False) -> Classified:
     if isinstance(error, NotSent):
         return Classified(outcome="unsent", reason="NotSent")
     if isinstance(error, Rejected):
-        return Classified(outcome="rejected", reason="Rejected", provider_status=error.status, provider_code=_code(error.code))
+        return Classified(
+            outcome="rejected",
+            reason="Rejected",
+            provider_status=error.status,
+            provider_code=_code(error.code),
+            stored=error.stored,
+        )
     for package, names in _lineage(error):
         classifier = _CLASSIFIERS.get(package)
         if classifier is not None:
             outcome, status, code = classifier(error, names, single_try)
-            return Classified(outcome=outcome, reason=_reason(error), provider_status=status, provider_code=_code(code))
+            # Stripe keeps a decline under the key that it came with, as the contract of its refunds says.
+            stored = package == "stripe" and "CardError" in names
+            return Classified(
+                outcome=outcome, reason=_reason(error), provider_status=status, provider_code=_code(code), stored=stored
+            )
     return Classified(outcome="unknown", reason=_reason(error))
 
 

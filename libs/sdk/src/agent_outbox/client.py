@@ -11,14 +11,24 @@ messages.append({"role": "tool", "tool_call_id": call.id, "content": result.as_t
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, TypeVar, Union
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union
 from uuid import uuid4
 
 from agent_outbox import strict_json
+from agent_outbox.carry import (
+    Want,
+    carrying,
+    heartbeating,
+    reserving_alone,
+    settle_body,
+    settling,
+    voiding,
+)
 from agent_outbox.conversation import (
     Call,
     Conversation,
@@ -29,8 +39,22 @@ from agent_outbox.conversation import (
     reservation_path,
     resolving,
 )
-from agent_outbox.errors import unexpected
-from agent_outbox.receipt import Receipt, read_receipt
+from agent_outbox.decorated import AsyncEffectFunction, EffectFunction
+from agent_outbox.effect import (
+    AsyncHandler,
+    AsyncProbe,
+    Classify,
+    Effect,
+    Handler,
+    Probe,
+    ReceiptOf,
+    Success,
+    checked_handler,
+    lease_clock,
+)
+from agent_outbox.errors import SettingsError, unexpected
+from agent_outbox.perform import AsyncPerformer, Deliverer, SyncPerformer, late_teller
+from agent_outbox.receipt import Money, Receipt, read_receipt
 from agent_outbox.results import (
     CallResult,
     InDoubt,
@@ -50,11 +74,16 @@ from agent_outbox.settings import (
     checked_url,
     seconds_of,
 )
+from agent_outbox.spool import folder_of, spool_at
 from agent_outbox.tool_call import ToolCall
 from agent_outbox.traces import trace_headers
 from agent_outbox.transport import AsyncTransport, SyncTransport
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+Outcome = Literal["succeeded", "rejected", "deferred", "unsent", "unknown"]
+"""What an attempt can come to."""
 
 ITEMS_A_PAGE = 200
 
@@ -73,6 +102,9 @@ class _Client:
         self._url = checked_url(settings.url)
         key = checked_key(settings.key)
         self._authorization = () if key is None else (("Authorization", f"Bearer {key}"),)
+        self._spool = spool_at(folder_of(settings.spool, url=self._url, key=key))
+        self._deliverer = Deliverer(self._url, self._authorization, self._spool)
+        self._deliverer.kick()
 
     @property
     def settings(self) -> Settings:
@@ -117,6 +149,77 @@ class _Client:
             headers = (*headers, ("Idempotency-Key", checked_request_key(request_key)))
         ready = Call(tool=tool, body=body, headers=headers, wait=settings.wait, deadline=settings.deadline_seconds)
         return calling(ready, time.monotonic)
+
+    def _wanting(
+        self,
+        call: ToolCall,
+        handler: Handler | AsyncHandler | None,
+        *,
+        handled: bool = True,
+        async_allowed: bool,
+        time_limit: float | Unset | None,
+        probe: Probe | AsyncProbe | None,
+        contract: Mapping[str, Any] | None,
+        key: str | None,
+        scope: str | None,
+        guarantee_class: str | None,
+        receipt: str | ReceiptOf | None,
+        recovery: Sequence[Mapping[str, Any]] | None,
+        owner: str | Unset | None,
+        classify: Classify | Unset | None,
+        wait: float | Unset | None,
+        deadline: float | Unset | None,
+    ) -> Want:
+        """A client-executed effect, checked before anything is reserved."""
+        if handled:
+            checked_handler(handler, "handler", async_allowed=async_allowed)
+        if probe is not None:
+            checked_handler(probe, "probe", async_allowed=async_allowed)
+        settings = self._settings.changed(wait=wait, deadline=deadline, time_limit=time_limit, owner=owner, classify=classify)
+        tool, body = self._body(call, {})
+        document = json.loads(body)
+        said = {"key": key, "scope": scope, "class": guarantee_class, "recovery": recovery}
+        inline = {**(contract or {}), **{name: value for name, value in said.items() if value is not None}}
+        if inline:
+            if settings.owner is not None:
+                inline.setdefault("owner", settings.owner)
+            if isinstance(receipt, str):
+                inline["receipt"] = receipt
+            document["contract"] = inline
+        elif isinstance(receipt, str):
+            raise SettingsError("receipt: expected a function, or a contract beside it (key=...): a text is a part of one.")
+        if settings.time_limit is not None:
+            document["time_limit_seconds"] = settings.time_limit
+        if probe is not None:
+            document["probe"] = True
+        strict_json.write(document)
+        return Want(
+            tool=tool,
+            document=document,
+            headers=self._headers(),
+            handler=handler,
+            probe=probe,
+            time_limit=settings.time_limit,
+            receipt=None if isinstance(receipt, str) else receipt,
+            classify=settings.classify,
+            wait=settings.wait,
+            deadline=settings.deadline_seconds,
+        )
+
+    def _holding(self, effect: Effect) -> Want:
+        """What is said of an effect that was reserved for the caller to carry out."""
+        return Want(
+            tool=effect.tool,
+            document={},
+            headers=self._headers(),
+            handler=None,
+            probe=None,
+            time_limit=effect.time_limit,
+            receipt=None,
+            classify=None,
+            wait=0.0,
+            deadline=None,
+        )
 
     def _resolving(
         self, call: ToolCall | None, fields: dict[str, Any], *, deadline: float | Unset | None
@@ -163,8 +266,12 @@ class Outbox(_Client):
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
         request_keys: bool | Unset = UNSET,
+        time_limit: float | Unset | None = UNSET,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        spool: str | os.PathLike[str] | Unset | None = UNSET,
     ) -> None:
-        """Nothing is sent yet.
+        """Nothing is asked yet; what an earlier process could not deliver of its effects is delivered in the background.
 
         Args:
             url: of the gateway; `OUTBOX_URL` when left out.
@@ -179,6 +286,12 @@ class Outbox(_Client):
             deadline: within how many seconds a call answers or raises, retries included (35 more than `wait`); None without end.
             request_keys: send each call with an `Idempotency-Key` of its own (no). Its operation key makes a call safe to repeat
                 already; a request key adds that a lost answer comes back as the same bytes.
+            time_limit: how many seconds a handler of `run` may take; None: as long as its lease is renewed, which class A alone
+                allows.
+            owner: who answers for tools whose contract comes with the call.
+            classify: what an exception of a handler says; None from it, or None here, leaves it to `agent_outbox.classify`.
+            spool: the folder where what became of effects is kept until the gateway has it (`OUTBOX_SPOOL`, else in the user's
+                folder for state); None keeps it in memory alone.
 
         Raises:
             SettingsError: a value cannot be used, or no address is known.
@@ -196,9 +309,14 @@ class Outbox(_Client):
                 wait=wait,
                 deadline=deadline,
                 request_keys=request_keys,
+                time_limit=time_limit,
+                owner=owner,
+                classify=classify,
+                spool=spool,
             )
         )
         self._transport = SyncTransport(self._url)
+        self._perform = SyncPerformer(self._transport, self._authorization)
 
     def using(
         self,
@@ -212,12 +330,15 @@ class Outbox(_Client):
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
         request_keys: bool | Unset = UNSET,
+        time_limit: float | Unset | None = UNSET,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
     ) -> Outbox:
         """The same gateway and connections with other settings.
 
         Args:
-            run, checkpoint, connection, reference, model, context, wait, deadline, request_keys: as for the client; what is left
-                out stays as it is, None is a value.
+            run, checkpoint, connection, reference, model, context, wait, deadline, request_keys, time_limit, owner, classify: as
+                for the client; what is left out stays as it is, None is a value.
 
         Returns:
             Another client. Closing either closes the connections of both.
@@ -237,6 +358,9 @@ class Outbox(_Client):
             wait=wait,
             deadline=deadline,
             request_keys=request_keys,
+            time_limit=time_limit,
+            owner=owner,
+            classify=classify,
         )
         return made
 
@@ -309,6 +433,260 @@ class Outbox(_Client):
             "context": context,
         }
         return self._transport.hold(self._calling(call, fields, wait=wait, deadline=deadline, request_key=request_key))
+
+    def run(
+        self,
+        call: ToolCall,
+        handler: Handler,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        probe: Probe | None = None,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | ReceiptOf | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> CallResult:
+        """Have the caller's own code bring an effect about, once, and wait for its end.
+
+        Whoever asks for the same effect meanwhile waits for this one and gets its receipt. If this process dies, the next call of
+        the same effect takes it over: for class A with the same provider key, for class B after `probe` has looked.
+
+        Args:
+            call: what is asked for.
+            handler: is called with the `Effect`, once, in this thread. What it returns is the result.
+            time_limit: how many seconds the handler may take. A function cannot be stopped: it goes on, in doubt for everybody
+                else, and its success counts even then. None: as long as its lease is renewed; class A alone allows it.
+            probe: for class B: is called with the `Effect` of an earlier attempt, looks for its marker at the provider, and
+                returns `Found`, the effect's reference, or None. Its absence counts when the gateway says so; it is waited for.
+            contract: the tool's contract, in sandbox and development only; the next five are members of it, and win over it.
+            key: what makes two calls the same effect: `refund:{payment}:{reference}`, or `input` for all of the input.
+            scope: `environment` or `run`.
+            guarantee_class: `A` the provider answers the same for the same key, `B` the effect can be looked up, `C` neither.
+            receipt: a JMESPath of the provider's name of the effect in the result; or, with any tool, a function that finds it.
+            recovery: as in a contract: `resend` hands over, `lookup` is the probe.
+            owner: who answers for the tool of that contract.
+            classify: what an exception of the handler says; None from it leaves it to `agent_outbox.classify`.
+            wait: how many seconds to wait for another's attempt, or for a doubt; 0 does not wait, None leaves it to the gateway.
+            deadline: within how many seconds the attempt is reserved; None without end. The handler's time is not part of it.
+
+        Returns:
+            As `call`. An exception of the handler's stands in `raised`: it is `InDoubt` unless it proves something.
+
+        Raises:
+            BadHandlerError: the handler or probe cannot be called with an effect. Nothing was reserved.
+            TimeLimitRequiredError: the tool is not of class A and there is no time limit. Nothing was reserved.
+            UnreachableError, UnavailableError, ...: as `call`; then the handler has not run.
+            KeyboardInterrupt, SystemExit: it came while the handler ran. What is known is kept, and told in the background.
+        """
+        want = self._wanting(
+            call,
+            handler,
+            async_allowed=False,
+            time_limit=time_limit,
+            probe=probe,
+            contract=contract,
+            key=key,
+            scope=scope,
+            guarantee_class=guarantee_class,
+            receipt=receipt,
+            recovery=recovery,
+            owner=owner,
+            classify=classify,
+            wait=wait,
+            deadline=deadline,
+        )
+        try:
+            return self._transport.hold(carrying(want, self._spool, lease_clock), self._perform)
+        finally:
+            self._deliverer.kick()
+
+    def effect(
+        self,
+        tool: str,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        probe: Probe | None = None,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | ReceiptOf | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> Callable[[Callable[Concatenate[Effect, P], Any]], EffectFunction[P]]:
+        """Make a function an effect: each call of it is one `run`.
+
+        Args:
+            tool: the name of the tool.
+            time_limit, probe, contract, key, scope, guarantee_class, receipt, recovery, owner, classify, wait, deadline: as for
+                `run`.
+
+        Returns:
+            A decorator for a function whose first argument is the `Effect`; its other arguments are the tool's input.
+
+        Raises:
+            BadHandlerError: when the function is decorated: it does not take an effect first, or has arguments without names.
+        """
+
+        def decorate(function: Callable[Concatenate[Effect, P], Any]) -> EffectFunction[P]:
+            made: EffectFunction[P] = EffectFunction(run, tool, function, {})
+            return made
+
+        def run(call: ToolCall, handler: Handler) -> CallResult:
+            return self.run(
+                call,
+                handler,
+                time_limit=time_limit,
+                probe=probe,
+                contract=contract,
+                key=key,
+                scope=scope,
+                guarantee_class=guarantee_class,
+                receipt=receipt,
+                recovery=recovery,
+                owner=owner,
+                classify=classify,
+                wait=wait,
+                deadline=deadline,
+            )
+
+        return decorate
+
+    def reserve(
+        self,
+        call: ToolCall,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> Effect | CallResult:
+        """Ask for the right to an effect, for code that cannot be a handler.
+
+        Whoever gets it renews it (`heartbeat`) and ends it (`settle` or `void`).
+
+        Args:
+            call: what is asked for.
+            time_limit, contract, key, scope, guarantee_class, receipt, recovery, owner, wait, deadline: as for `run`.
+
+        Returns:
+            The `Effect`, which the caller carries out; or what came of somebody else's.
+
+        Raises:
+            OutboxError: as `run`.
+        """
+        want = self._wanting(
+            call,
+            None,
+            handled=False,
+            async_allowed=False,
+            time_limit=time_limit,
+            probe=None,
+            contract=contract,
+            key=key,
+            scope=scope,
+            guarantee_class=guarantee_class,
+            receipt=receipt,
+            recovery=recovery,
+            owner=owner,
+            classify=None,
+            wait=wait,
+            deadline=deadline,
+        )
+        return self._transport.hold(reserving_alone(want, self._spool, lease_clock))
+
+    def heartbeat(self, effect: Effect) -> bool:
+        """Renew the lease of an effect that was reserved.
+
+        Args:
+            effect: of `reserve`.
+
+        Returns:
+            Whether it was renewed; `effect.seconds_left()` says how much is left.
+        """
+        return self._transport.hold(heartbeating(effect, self._headers(), lease_clock))
+
+    def settle(
+        self,
+        effect: Effect,
+        outcome: Outcome = "succeeded",
+        *,
+        result: object = None,
+        external_reference: str | None = None,
+        provider_request_id: str | None = None,
+        amount: Money | None = None,
+        reason: str | None = None,
+        provider_status: int | None = None,
+        provider_code: str | None = None,
+        stored: bool = False,
+    ) -> CallResult:
+        """Tell what became of an effect that was reserved. It is kept on disk until the gateway has it.
+
+        Args:
+            effect: of `reserve`.
+            outcome: `succeeded`, `rejected` (refused for good), `deferred`, `unsent` (nothing was sent) or `unknown`.
+            result: of a success; what cannot be stored is named in its place.
+            external_reference: the provider's own name of the effect.
+            provider_request_id: the provider's name of the request.
+            amount: the money that the provider says it moved.
+            reason: a few plain words.
+            provider_status, provider_code: of a refusal.
+            stored: the provider keeps this refusal under the provider key.
+
+        Returns:
+            What stands now.
+
+        Raises:
+            OutboxError: the gateway would not take it (`attempt-unknown`, ...). What was said is kept as evidence.
+        """
+        body = settle_body(
+            effect,
+            outcome,
+            Success(
+                result=result,
+                external_reference=external_reference,
+                provider_request_id=provider_request_id,
+                amount=amount,
+            ),
+            reason=reason,
+            provider_status=provider_status,
+            provider_code=provider_code,
+            stored=stored,
+        )
+        try:
+            return self._transport.hold(settling(self._holding(effect), effect, body, self._spool, lease_clock))
+        finally:
+            self._deliverer.kick()
+
+    def void(self, effect: Effect, *, reason: str = "not needed") -> CallResult:
+        """Give an effect back that was reserved; nothing was sent.
+
+        Args:
+            effect: of `reserve`.
+            reason: a few plain words.
+
+        Returns:
+            What stands now.
+
+        Raises:
+            OutboxError: it is not this caller's any more, or the gateway did not answer.
+        """
+        return self._transport.hold(voiding(self._holding(effect), effect, reason, lease_clock))
 
     def resolve(
         self,
@@ -474,8 +852,12 @@ class AsyncOutbox(_Client):
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
         request_keys: bool | Unset = UNSET,
+        time_limit: float | Unset | None = UNSET,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        spool: str | os.PathLike[str] | Unset | None = UNSET,
     ) -> None:
-        """Nothing is sent yet.
+        """Nothing is asked yet; what an earlier process could not deliver of its effects is delivered in the background.
 
         Args:
             url: of the gateway; `OUTBOX_URL` when left out.
@@ -490,6 +872,12 @@ class AsyncOutbox(_Client):
             deadline: within how many seconds a call answers or raises, retries included (35 more than `wait`); None without end.
             request_keys: send each call with an `Idempotency-Key` of its own (no). Its operation key makes a call safe to repeat
                 already; a request key adds that a lost answer comes back as the same bytes.
+            time_limit: how many seconds a handler of `run` may take; None: as long as its lease is renewed, which class A alone
+                allows.
+            owner: who answers for tools whose contract comes with the call.
+            classify: what an exception of a handler says; None from it, or None here, leaves it to `agent_outbox.classify`.
+            spool: the folder where what became of effects is kept until the gateway has it (`OUTBOX_SPOOL`, else in the user's
+                folder for state); None keeps it in memory alone.
 
         Raises:
             SettingsError: a value cannot be used, or no address is known.
@@ -507,9 +895,15 @@ class AsyncOutbox(_Client):
                 wait=wait,
                 deadline=deadline,
                 request_keys=request_keys,
+                time_limit=time_limit,
+                owner=owner,
+                classify=classify,
+                spool=spool,
             )
         )
         self._transport = AsyncTransport(self._url)
+        late = late_teller(self._spool, self._deliverer)
+        self._perform = AsyncPerformer(self._transport, self._authorization, late)
 
     def using(
         self,
@@ -523,12 +917,15 @@ class AsyncOutbox(_Client):
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
         request_keys: bool | Unset = UNSET,
+        time_limit: float | Unset | None = UNSET,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
     ) -> AsyncOutbox:
         """The same gateway and connections with other settings.
 
         Args:
-            run, checkpoint, connection, reference, model, context, wait, deadline, request_keys: as for the client; what is left
-                out stays as it is, None is a value.
+            run, checkpoint, connection, reference, model, context, wait, deadline, request_keys, time_limit, owner, classify: as
+                for the client; what is left out stays as it is, None is a value.
 
         Returns:
             Another client. Closing either closes the connections of both.
@@ -548,6 +945,9 @@ class AsyncOutbox(_Client):
             wait=wait,
             deadline=deadline,
             request_keys=request_keys,
+            time_limit=time_limit,
+            owner=owner,
+            classify=classify,
         )
         return made
 
@@ -621,6 +1021,261 @@ class AsyncOutbox(_Client):
             "context": context,
         }
         return await self._transport.hold(self._calling(call, fields, wait=wait, deadline=deadline, request_key=request_key))
+
+    async def run(
+        self,
+        call: ToolCall,
+        handler: AsyncHandler | Handler,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        probe: AsyncProbe | Probe | None = None,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | ReceiptOf | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> CallResult:
+        """Have the caller's own code bring an effect about, once, and wait for its end.
+
+        Whoever asks for the same effect meanwhile waits for this one and gets its receipt. If this process dies, the next call of
+        the same effect takes it over: for class A with the same provider key, for class B after `probe` has looked.
+
+        Args:
+            call: what is asked for.
+            handler: is called with the `Effect`, once, as a task; a plain function in a thread of its own. What it returns is the
+                result.
+            time_limit: how many seconds the handler may take. Then a coroutine is cancelled; a function goes on, in doubt for
+                everybody else, and its success counts even then. None: as long as its lease is renewed; class A alone allows it.
+            probe: for class B: is called with the `Effect` of an earlier attempt, looks for its marker at the provider, and
+                returns `Found`, the effect's reference, or None. Its absence counts when the gateway says so; it is waited for.
+            contract: the tool's contract, in sandbox and development only; the next five are members of it, and win over it.
+            key: what makes two calls the same effect: `refund:{payment}:{reference}`, or `input` for all of the input.
+            scope: `environment` or `run`.
+            guarantee_class: `A` the provider answers the same for the same key, `B` the effect can be looked up, `C` neither.
+            receipt: a JMESPath of the provider's name of the effect in the result; or, with any tool, a function that finds it.
+            recovery: as in a contract: `resend` hands over, `lookup` is the probe.
+            owner: who answers for the tool of that contract.
+            classify: what an exception of the handler says; None from it leaves it to `agent_outbox.classify`.
+            wait: how many seconds to wait for another's attempt, or for a doubt; 0 does not wait, None leaves it to the gateway.
+            deadline: within how many seconds the attempt is reserved; None without end. The handler's time is not part of it.
+
+        Returns:
+            As `call`. An exception of the handler's stands in `raised`: it is `InDoubt` unless it proves something.
+
+        Raises:
+            BadHandlerError: the handler or probe cannot be called with an effect. Nothing was reserved.
+            TimeLimitRequiredError: the tool is not of class A and there is no time limit. Nothing was reserved.
+            UnreachableError, UnavailableError, ...: as `call`; then the handler has not run.
+            asyncio.CancelledError: it came while the handler ran. What is known is kept, and told in the background.
+        """
+        want = self._wanting(
+            call,
+            handler,
+            async_allowed=True,
+            time_limit=time_limit,
+            probe=probe,
+            contract=contract,
+            key=key,
+            scope=scope,
+            guarantee_class=guarantee_class,
+            receipt=receipt,
+            recovery=recovery,
+            owner=owner,
+            classify=classify,
+            wait=wait,
+            deadline=deadline,
+        )
+        try:
+            return await self._transport.hold(carrying(want, self._spool, lease_clock), self._perform)
+        finally:
+            self._deliverer.kick()
+
+    def effect(
+        self,
+        tool: str,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        probe: AsyncProbe | Probe | None = None,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | ReceiptOf | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        classify: Classify | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> Callable[[Callable[Concatenate[Effect, P], Any]], AsyncEffectFunction[P]]:
+        """Make a function an effect: each call of it is one `run`.
+
+        Args:
+            tool: the name of the tool.
+            time_limit, probe, contract, key, scope, guarantee_class, receipt, recovery, owner, classify, wait, deadline: as for
+                `run`.
+
+        Returns:
+            A decorator for a function whose first argument is the `Effect`; its other arguments are the tool's input.
+
+        Raises:
+            BadHandlerError: when the function is decorated: it does not take an effect first, or has arguments without names.
+        """
+
+        def decorate(function: Callable[Concatenate[Effect, P], Any]) -> AsyncEffectFunction[P]:
+            made: AsyncEffectFunction[P] = AsyncEffectFunction(run, tool, function, {})
+            return made
+
+        async def run(call: ToolCall, handler: AsyncHandler | Handler) -> CallResult:
+            return await self.run(
+                call,
+                handler,
+                time_limit=time_limit,
+                probe=probe,
+                contract=contract,
+                key=key,
+                scope=scope,
+                guarantee_class=guarantee_class,
+                receipt=receipt,
+                recovery=recovery,
+                owner=owner,
+                classify=classify,
+                wait=wait,
+                deadline=deadline,
+            )
+
+        return decorate
+
+    async def reserve(
+        self,
+        call: ToolCall,
+        *,
+        time_limit: float | Unset | None = UNSET,
+        contract: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        scope: str | None = None,
+        guarantee_class: str | None = None,
+        receipt: str | None = None,
+        recovery: Sequence[Mapping[str, Any]] | None = None,
+        owner: str | Unset | None = UNSET,
+        wait: float | Unset | None = UNSET,
+        deadline: float | Unset | None = UNSET,
+    ) -> Effect | CallResult:
+        """Ask for the right to an effect, for code that cannot be a handler.
+
+        Whoever gets it renews it (`heartbeat`) and ends it (`settle` or `void`).
+
+        Args:
+            call: what is asked for.
+            time_limit, contract, key, scope, guarantee_class, receipt, recovery, owner, wait, deadline: as for `run`.
+
+        Returns:
+            The `Effect`, which the caller carries out; or what came of somebody else's.
+
+        Raises:
+            OutboxError: as `run`.
+        """
+        want = self._wanting(
+            call,
+            None,
+            handled=False,
+            async_allowed=True,
+            time_limit=time_limit,
+            probe=None,
+            contract=contract,
+            key=key,
+            scope=scope,
+            guarantee_class=guarantee_class,
+            receipt=receipt,
+            recovery=recovery,
+            owner=owner,
+            classify=None,
+            wait=wait,
+            deadline=deadline,
+        )
+        return await self._transport.hold(reserving_alone(want, self._spool, lease_clock))
+
+    async def heartbeat(self, effect: Effect) -> bool:
+        """Renew the lease of an effect that was reserved.
+
+        Args:
+            effect: of `reserve`.
+
+        Returns:
+            Whether it was renewed; `effect.seconds_left()` says how much is left.
+        """
+        return await self._transport.hold(heartbeating(effect, self._headers(), lease_clock))
+
+    async def settle(
+        self,
+        effect: Effect,
+        outcome: Outcome = "succeeded",
+        *,
+        result: object = None,
+        external_reference: str | None = None,
+        provider_request_id: str | None = None,
+        amount: Money | None = None,
+        reason: str | None = None,
+        provider_status: int | None = None,
+        provider_code: str | None = None,
+        stored: bool = False,
+    ) -> CallResult:
+        """Tell what became of an effect that was reserved. It is kept on disk until the gateway has it.
+
+        Args:
+            effect: of `reserve`.
+            outcome: `succeeded`, `rejected` (refused for good), `deferred`, `unsent` (nothing was sent) or `unknown`.
+            result: of a success; what cannot be stored is named in its place.
+            external_reference: the provider's own name of the effect.
+            provider_request_id: the provider's name of the request.
+            amount: the money that the provider says it moved.
+            reason: a few plain words.
+            provider_status, provider_code: of a refusal.
+            stored: the provider keeps this refusal under the provider key.
+
+        Returns:
+            What stands now.
+
+        Raises:
+            OutboxError: the gateway would not take it (`attempt-unknown`, ...). What was said is kept as evidence.
+        """
+        body = settle_body(
+            effect,
+            outcome,
+            Success(
+                result=result,
+                external_reference=external_reference,
+                provider_request_id=provider_request_id,
+                amount=amount,
+            ),
+            reason=reason,
+            provider_status=provider_status,
+            provider_code=provider_code,
+            stored=stored,
+        )
+        try:
+            return await self._transport.hold(settling(self._holding(effect), effect, body, self._spool, lease_clock))
+        finally:
+            self._deliverer.kick()
+
+    async def void(self, effect: Effect, *, reason: str = "not needed") -> CallResult:
+        """Give an effect back that was reserved; nothing was sent.
+
+        Args:
+            effect: of `reserve`.
+            reason: a few plain words.
+
+        Returns:
+            What stands now.
+
+        Raises:
+            OutboxError: it is not this caller's any more, or the gateway did not answer.
+        """
+        return await self._transport.hold(voiding(self._holding(effect), effect, reason, lease_clock))
 
     async def resolve(
         self,

@@ -176,17 +176,17 @@ def calling(call: Call, clock: Clock) -> Conversation[CallResult]:
         headers = call.headers
         asked_at, asked_seconds = clock(), WAIT_SECONDS_MAX
         if waiting is not None:
-            asked_seconds = _seconds_to_ask(waiting, patience)
+            asked_seconds = seconds_to_ask(waiting, patience)
             headers += (("Prefer", f"wait={asked_seconds}" if asked_seconds else "respond-async"),)
         return Request(
             method="POST",
             path="/v1/tool-calls",
             headers=headers,
             body=call.body,
-            seconds=_answer_seconds(asked_seconds, patience),
+            seconds=answer_seconds(asked_seconds, patience),
         )
 
-    heard = yield from _ask(request, patience)
+    heard = yield from ask(request, patience)
     error = heard.error
     if error is not None and (not is_a_result(error.code) or (heard.possibly_recorded and error.code == "out-of-scope")):
         raise error
@@ -218,10 +218,10 @@ def resolving(body: bytes, headers: tuple[tuple[str, str], ...], deadline: float
     patience = Patience(deadline, clock)
 
     def request() -> Request:
-        seconds = _answer_seconds(0, patience)
+        seconds = answer_seconds(0, patience)
         return Request(method="POST", path="/v1/tool-calls/resolve", headers=headers, body=body, seconds=seconds)
 
-    heard = yield from _ask(request, patience, records=False)
+    heard = yield from ask(request, patience, records=False)
     if heard.error is not None and (heard.error.code == "out-of-scope" or not is_a_result(heard.error.code)):
         raise heard.error
     return heard
@@ -254,11 +254,11 @@ def looking(
     waiting = Patience(wait, clock)
 
     def request() -> Request:
-        seconds = _seconds_to_ask(waiting, patience)
+        seconds = seconds_to_ask(waiting, patience)
         asked = (*query, ("wait", str(seconds))) if seconds else query
-        return Request(method="GET", path=path, query=asked, headers=headers, seconds=_answer_seconds(seconds, patience))
+        return Request(method="GET", path=path, query=asked, headers=headers, seconds=answer_seconds(seconds, patience))
 
-    heard = yield from _ask(request, patience, records=False)
+    heard = yield from ask(request, patience, records=False)
     if heard.error is not None:
         raise heard.error
     return heard.document
@@ -295,17 +295,17 @@ def _follow(
         if not held:
             after = result.retry.after_seconds
             yield Pause(seconds=min(max(after if after is not None else ASK_AGAIN_SECONDS, PAUSE_SECONDS_MIN), left))
-        seconds = min(_seconds_to_ask(waiting, patience), seconds_max)
+        seconds = min(seconds_to_ask(waiting, patience), seconds_max)
         asked_at = clock()
         reply = yield Request(
             method="GET",
             path=reservation_path(result.reservation_id),
             query=(("wait", str(seconds)),),
             headers=headers,
-            seconds=_answer_seconds(seconds, patience),
+            seconds=answer_seconds(seconds, patience),
         )
         try:
-            heard = _hear(reply)
+            heard = hear(reply)
             if heard.error is not None:
                 raise heard.error
             result = read_shown(heard.document, replayed=result.replayed)
@@ -328,18 +328,18 @@ def _told_of_replay(call: Call, result: CallResult, patience: Patience) -> Conve
 
     The key of a success stays taken, so the same call meets it again; where it cannot be asked, what was seen is told.
     """
-    seconds = _answer_seconds(0, patience)
+    seconds = answer_seconds(0, patience)
     headers = (*call.headers, ("Prefer", "respond-async"))
     reply = yield Request(method="POST", path="/v1/tool-calls", headers=headers, body=call.body, seconds=seconds)
     try:
-        heard = _hear(reply)
+        heard = hear(reply)
         told = read_answer_to_call(heard.status, heard.document, tool=call.tool) if heard.error is None else result
     except OutboxError:
         return result
     return told if told and told.reservation_id == result.reservation_id else result
 
 
-def _ask(request: Callable[[], Request], patience: Patience, *, records: bool = True) -> Conversation[Heard]:
+def ask(request: Callable[[], Request], patience: Patience, *, records: bool = True) -> Conversation[Heard]:
     """Ask until there is an answer that stands.
 
     Args:
@@ -358,7 +358,7 @@ def _ask(request: Callable[[], Request], patience: Patience, *, records: bool = 
         reply = yield request()
         heard: Heard | None = None
         try:
-            heard = _hear(reply)
+            heard = hear(reply)
             error = heard.error
         except OutboxError as raised:
             error = raised
@@ -376,8 +376,14 @@ def _ask(request: Callable[[], Request], patience: Patience, *, records: bool = 
         yield Pause(seconds=pause)
 
 
-def _hear(reply: Reply) -> Heard:
+def hear(reply: Reply) -> Heard:
     """Read a reply.
+
+    Args:
+        reply: of a request.
+
+    Returns:
+        The answer, a problem among them.
 
     Raises:
         UnreachableError: there is none, or a proxy says that it could not reach the gateway.
@@ -389,7 +395,7 @@ def _hear(reply: Reply) -> Heard:
         document = strict_json.read_answer(reply.body)
     except ValueError:
         document = None
-    if isinstance(document, dict) and reply.status in (200, 202):
+    if isinstance(document, dict) and reply.status in (200, 201, 202):
         return Heard(status=reply.status, document=document, error=None, wait_applied=_wait_applied(reply))
     if isinstance(document, dict) and reply.status >= 400 and {"code", "detail", "message", "retry"} <= document.keys():
         error = read_problem(reply.status, document)
@@ -441,11 +447,12 @@ def _pause_before_retry(error: OutboxError, number: int, left: float) -> float |
     return pause if pause < left else None
 
 
-def _seconds_to_ask(waiting: Patience, patience: Patience) -> int:
+def seconds_to_ask(waiting: Patience, patience: Patience) -> int:
     """How many whole seconds the gateway is asked to wait: what is left of the wait, and a second less than of the deadline."""
     wanted = math.ceil(min(max(waiting.left(), 0.0), WAIT_SECONDS_MAX))
     return max(0, math.floor(min(wanted, patience.left() - 1)))
 
 
-def _answer_seconds(asked_seconds: float, patience: Patience) -> float:
+def answer_seconds(asked_seconds: float, patience: Patience) -> float:
+    """How many seconds an answer may take, where the gateway was asked to wait for so many."""
     return max(min(asked_seconds + ANSWER_SECONDS_MAX, patience.left()), PAUSE_SECONDS_MIN)

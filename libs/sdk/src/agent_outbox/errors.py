@@ -300,6 +300,27 @@ class ContradictionError(OutboxError):
     action = "ask-human"
 
 
+class ObjectBusyError(OutboxError):
+    """Another operation on the same object is not finished."""
+
+    code = "object-busy"
+    action = "wait"
+
+
+class OccurrenceOpenError(OutboxError):
+    """An earlier occurrence of the same operation is not finished."""
+
+    code = "occurrence-open"
+    action = "wait"
+
+
+class RunBlockedError(OutboxError):
+    """An effect of this run is in doubt, and nothing new is begun in it until that is over."""
+
+    code = "run-blocked"
+    action = "wait"
+
+
 class NotInDoubtError(OutboxError):
     """There is no doubt that could be answered."""
 
@@ -347,6 +368,65 @@ class FailedError(OutboxError):
 
     code = "failed"
     action = "same-request"
+
+
+# The effect that a client carries out itself.
+
+
+class TimeLimitRequiredError(OutboxError):
+    """Without a time limit only class A is carried out by a client."""
+
+    code = "time-limit-required"
+    action = "change-input"
+
+
+class NotClientExecutedError(OutboxError):
+    """A worker carries this out."""
+
+    code = "not-client-executed"
+    action = "never"
+
+
+class AttemptUnknownError(OutboxError):
+    """There is no such attempt of this caller's."""
+
+    code = "attempt-unknown"
+    action = "never"
+
+
+class AttemptClosedError(OutboxError):
+    """The attempt was closed before; what was said of it is kept as evidence."""
+
+    code = "attempt-closed"
+    action = "never"
+
+
+class LeaseLostError(OutboxError):
+    """The attempt is not this caller's any more."""
+
+    code = "lease-lost"
+    action = "never"
+
+
+class OutcomeDiffersError(OutboxError):
+    """The attempt was settled with another outcome."""
+
+    code = "outcome-differs"
+    action = "ask-human"
+
+
+class NotWithdrawableError(OutboxError):
+    """It is under way or in doubt and cannot be withdrawn."""
+
+    code = "not-withdrawable"
+    action = "wait"
+
+
+class NotProbedError(OutboxError):
+    """There is no doubt that this caller may look into."""
+
+    code = "not-probed"
+    action = "never"
 
 
 # The request key.
@@ -421,6 +501,9 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             ProviderRefusedError,
             InDoubtError,
             ContradictionError,
+            ObjectBusyError,
+            OccurrenceOpenError,
+            RunBlockedError,
             NotInDoubtError,
             AbsenceTooEarlyError,
             RecoveryDueError,
@@ -428,6 +511,14 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             VoidedError,
             ProviderUnreachableError,
             FailedError,
+            TimeLimitRequiredError,
+            NotClientExecutedError,
+            AttemptUnknownError,
+            AttemptClosedError,
+            LeaseLostError,
+            OutcomeDiffersError,
+            NotWithdrawableError,
+            NotProbedError,
             RequestKeyReusedError,
             RequestInProgressError,
             UnavailableError,
@@ -454,6 +545,9 @@ REFUSALS: frozenset[str] = frozenset(
         "quota-exceeded",
         "stopped",
         "conflict",
+        "object-busy",
+        "occurrence-open",
+        "run-blocked",
         "provider-refused",
         "voided",
         "provider-unreachable",
@@ -499,6 +593,20 @@ class UnexpectedAnswerError(OutboxError):
 
     code = "unexpected-answer"
     action = "never"
+
+
+class BadHandlerError(OutboxError, TypeError):
+    """The handler or probe cannot be called with an effect; nothing was reserved."""
+
+    code = "bad-handler"
+    action = "change-input"
+
+
+class SpoolFullError(OutboxError):
+    """Too much waits to be delivered to the gateway; nothing new is begun."""
+
+    code = "spool-full"
+    action = "wait"
 
 
 class NotFinishedError(OutboxError):

@@ -60,13 +60,15 @@ class Told:
         input_digest: keyed digest of the input (`hmac-sha256:...`).
         guarantee_class: `A`, `B` or `C`.
         owner: the team that answers for the tool.
-        result: the contract's projection of the provider's answer. Foreign: treat it as data.
+        result: the contract's projection of the provider's answer; of an effect that a handler carried out, what it returned, as
+            it is stored. Foreign: treat it as data.
         receipt: the proof of the effect.
         failure: what the provider said when it refused.
         decision: what the policies said.
         review: the review that decides; None where there is none.
         run: the run of the reservation.
         document: the whole answer as the gateway gave it.
+        raised: what the caller's own handler, or its probe, raised here; None of other calls.
     """
 
     message: str
@@ -80,13 +82,14 @@ class Told:
     input_digest: str | None
     guarantee_class: str | None
     owner: str | None
-    result: Mapping[str, Any] | None = field(hash=False)
+    result: Any = field(hash=False)
     receipt: Receipt | None
     failure: Failure | None
     decision: Decision | None
     review: Mapping[str, Any] | None = field(hash=False)
     run: Run | None
     document: Mapping[str, Any] = field(repr=False, hash=False)
+    raised: BaseException | None = field(default=None, repr=False, hash=False, compare=False)
 
     def __bool__(self) -> bool:
         """False: whatever is not `Done` is not done."""
@@ -183,7 +186,7 @@ class Refused(Told):
         Raises:
             OutboxError: `error`.
         """
-        raise self.error
+        raise self.error from self.raised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +218,7 @@ class InDoubt(Told):
         Raises:
             OutboxError: `error`.
         """
-        raise self.error
+        raise self.error from self.raised
 
 
 CallResult = Union[Done, Waiting, Refused, InDoubt]
@@ -428,7 +431,7 @@ def _told(members: Members) -> dict[str, Any]:
         "input_digest": members.text_or_none("input_digest"),
         "guarantee_class": members.text_or_none("guarantee_class"),
         "owner": members.text_or_none("owner"),
-        "result": members.mapping_or_none("result"),
+        "result": members.document.get("result"),
         "receipt": read_receipt(receipt) if receipt else None,
         "failure": read_failure(members.object_or_none("failure")),
         "decision": read_decision(members.object_or_none("decision")),

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from agent_outbox.effect import Classify
 from agent_outbox.errors import SettingsError
+from agent_outbox.spool import default_folder
 
 URL_VARIABLE = "OUTBOX_URL"
 KEY_VARIABLE = "OUTBOX_KEY"
@@ -64,6 +67,10 @@ class Settings:
         deadline: within how many seconds a call answers or raises, all retries included; None retries without end; UNSET is
             35 seconds more than `wait`.
         request_keys: whether each call carries an `Idempotency-Key` of its own.
+        time_limit: how many seconds a handler may take; None: as long as its lease is renewed, which class A alone allows.
+        owner: who answers for tools whose contract comes with the call.
+        classify: what an exception of a handler says, before the lists of `agent_outbox.classify` are asked.
+        spool: the folder where what became of effects is kept until the gateway has it; None keeps it in memory alone.
     """
 
     url: str | None = None
@@ -77,6 +84,10 @@ class Settings:
     wait: float | None = WAIT_SECONDS
     deadline: float | Unset | None = UNSET
     request_keys: bool = False
+    time_limit: float | None = None
+    owner: str | None = None
+    classify: Classify | None = None
+    spool: str | os.PathLike[str] | None = None
 
     @property
     def deadline_seconds(self) -> float | None:
@@ -93,9 +104,13 @@ class Settings:
             environment: such as `os.environ`.
 
         Returns:
-            Settings with url and key, the rest by default.
+            Settings with url, key and spool, the rest by default.
         """
-        return cls(url=environment.get(URL_VARIABLE) or None, key=environment.get(KEY_VARIABLE, "").strip() or None)
+        return cls(
+            url=environment.get(URL_VARIABLE) or None,
+            key=environment.get(KEY_VARIABLE, "").strip() or None,
+            spool=default_folder(environment),
+        )
 
     def changed(self, **changes: object) -> Settings:
         """These settings with every change that states something.
@@ -118,6 +133,7 @@ class Settings:
         seconds_of("wait", made.wait, least=0.0)
         if not isinstance(made.deadline, Unset):
             seconds_of("deadline", made.deadline, least=0.001)
+        seconds_of("time_limit", made.time_limit, least=0.001)
         return made
 
 

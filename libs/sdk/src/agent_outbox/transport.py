@@ -10,13 +10,15 @@ import functools
 import os
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import httpx2
 
-from agent_outbox.conversation import Answer, Conversation, NoAnswer, Pause, Reply, Request
+from agent_outbox.carry import Carrying, Perform, Performed
+from agent_outbox.conversation import Answer, Conversation, NoAnswer, Pause, Request
 
 T = TypeVar("T")
 
@@ -66,11 +68,12 @@ class SyncTransport:
             opened = self._http = self._open()
         return opened[1]
 
-    def hold(self, conversation: Conversation[T]) -> T:
+    def hold(self, conversation: Conversation[T] | Carrying[T], perform: Callable[[Perform], Performed] | None = None) -> T:
         """Carry out a conversation.
 
         Args:
             conversation: what is asked, and when.
+            perform: calls the caller's own code, where it has a part.
 
         Returns:
             What it returns.
@@ -78,7 +81,7 @@ class SyncTransport:
         Raises:
             OutboxError: as it does.
         """
-        reply: Reply = None
+        reply: Any = None
         try:
             while True:
                 try:
@@ -89,6 +92,9 @@ class SyncTransport:
                 if isinstance(step, Pause):
                     time.sleep(step.seconds)
                     reply = None
+                elif isinstance(step, Perform):
+                    assert perform is not None
+                    reply = perform(step)
                 else:
                     reply = self._ask(step)
         finally:
@@ -141,11 +147,14 @@ class AsyncTransport:
             self._http[loop] = found
         return found[1]
 
-    async def hold(self, conversation: Conversation[T]) -> T:
+    async def hold(
+        self, conversation: Conversation[T] | Carrying[T], perform: Callable[[Perform], Awaitable[Performed]] | None = None
+    ) -> T:
         """Carry out a conversation.
 
         Args:
             conversation: what is asked, and when.
+            perform: calls the caller's own code, where it has a part.
 
         Returns:
             What it returns.
@@ -154,7 +163,7 @@ class AsyncTransport:
             OutboxError: as it does.
             asyncio.CancelledError: whoever awaits it was cancelled. What was sent goes on at the gateway; the same call joins it.
         """
-        reply: Reply = None
+        reply: Any = None
         try:
             while True:
                 try:
@@ -165,6 +174,9 @@ class AsyncTransport:
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
                     reply = None
+                elif isinstance(step, Perform):
+                    assert perform is not None
+                    reply = await perform(step)
                 else:
                     reply = await self._ask(step)
         finally:

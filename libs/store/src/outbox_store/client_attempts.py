@@ -22,6 +22,7 @@ class ClientAttempt:
         newest: no other attempt was opened after it.
         sent_seconds_ago: since the first attempt that may have been sent; None where there is none.
         not_after_seconds: until nothing is carried out any more; negative once it has passed.
+        provider_key, marker: what it was given to show the provider.
     """
 
     id: UUID
@@ -34,12 +35,14 @@ class ClientAttempt:
     newest: bool
     sent_seconds_ago: float | None
     not_after_seconds: float
+    provider_key: str | None
+    marker: str | None
 
 
 FIND = """
 select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, a.id = r.last_attempt_id as newest,
   extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
-  extract(epoch from r.not_after - now())::float8 as not_after_seconds
+  extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
 from attempts a join reservations r on (r.organization_id, r.id) = (a.organization_id, a.reservation_id)
 where a.organization_id = $1 and a.reservation_id = $2 and a.id = $3 and r.executor = 'client'
 """

@@ -54,6 +54,22 @@ INVARIANTS: dict[str, str] = {
         where from_state is distinct from before""",
     "what awaits a doubt has the time from which an absence counts": """
         select id from reservations where state = 'in_doubt' and (absence_counts_at is null or unknown_attempts = 0)""",
+    "an open operation holds its object": """
+        select r.id from reservations r
+        where r.object_key is not null and r.live and r.state <> 'succeeded' and not exists (
+          select from open_objects o
+          where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (r.organization_id, r.connection_id, r.object_key, r.id)
+            and o.quiet_at is null)""",
+    "a run is blocked exactly while a doubt that blocks it is open": """
+        select r.id from reservations r left join blocked_runs b on (b.organization_id, b.reservation_id) = (r.organization_id, r.id)
+        where (r.blocks_run and r.lineage is not null and r.live and r.state <> 'succeeded' and r.unknown_attempts > 0)
+          <> (b.reservation_id is not null)""",
+    "an open episode counts the doubts that wait for a person": """
+        select coalesce(e.id, d.first) from (
+          select organization_id, connection_id, coalesce(doubt_cause, '') as cause, count(*) as waiting, min(id::text)::uuid as first
+          from reservations where state = 'in_doubt' and person_asked_at is not null group by 1, 2, 3) d
+        full join (select * from doubt_episodes where closed_at is null) e using (organization_id, connection_id, cause)
+        where d.waiting is distinct from e.waiting""",
 }
 
 

@@ -39,6 +39,10 @@ class NewReservation:
         sealed_input: the bound input and the context, sealed.
         run_name: the caller's name of the run, for the ledger.
         executor: who carries the effect out, a worker or the caller itself; workers never claim what is a client's.
+        object_key: what the effect changes; one operation at a time on it, per connection.
+        quiet_seconds: the contract's settle time: how long after a lease its request may still arrive.
+        attention: who is disturbed by a doubt that needs a person.
+        blocks_run: while it is in doubt, nothing new is reserved in its run.
     """
 
     organization_id: UUID
@@ -74,6 +78,10 @@ class NewReservation:
     decision: dict[str, object] | None
     not_after_seconds: float
     sealed_input: bytes
+    object_key: str | None = None
+    quiet_seconds: float = 120.0
+    attention: str = "queue"
+    blocks_run: bool = False
     executor: Executor = "gateway"
 
     @property
@@ -130,6 +138,21 @@ class Contradicted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Barred:
+    """Nobody holds the key, but something that is still open stands in the way; nothing was written.
+
+    Attributes:
+        by: another `occurrence` of the key; a doubt that blocks the `run`; an operation on the same `object`.
+        reservation_id: what is in the way.
+        after_seconds: when that is over, where it is known.
+    """
+
+    by: Literal["occurrence", "run", "object"]
+    reservation_id: UUID
+    after_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Contended:
     """The key changed hands too often; nothing was written."""
 
@@ -140,31 +163,49 @@ with input as (
     $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[],
     $10::int[], $11::bytea[], $12::bytea[], $13::text[], $14::bigint[], $15::text[], $16::text[], $17::text[], $18::text[],
     $19::uuid[], $20::text[], $21::text[], $22::uuid[], $23::uuid[], $24::text[], $25::text[], $26::text[], $27::text[],
-    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[], $34::text[]
+    $28::text[], $29::text[], $30::text[], $31::text[], $32::float8[], $33::bytea[], $34::text[], $35::float8[], $36::text[], $37::bool[],
+    $38::text[]
   ) as i (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, run_name, checkpoint, step, call_id,
-    model, traceparent, trace_id, decision, not_after_seconds, sealed_input, executor
+    model, traceparent, trace_id, decision, not_after_seconds, sealed_input, object_key, quiet_seconds, attention, blocks_run, executor
   )
 ), won as (
   insert into reservations (
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision,
-    not_after, state, live, epoch, executor
+    object_key, quiet_seconds, attention, blocks_run, executor, not_after, state, live, epoch
   )
   select
     organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence,
     contract_version, input_digest, review_digest, declared::jsonb, amount, currency, reference, guarantee_class, owner,
     actor_id, actor_chain::jsonb, key_id, run_id, lineage, checkpoint, step, call_id, model, traceparent, trace_id, decision::jsonb,
-    now() + make_interval(secs => not_after_seconds), 'reserved', true, (select max(number) from epochs), executor
+    object_key, quiet_seconds, attention, blocks_run, executor, now() + make_interval(secs => not_after_seconds), 'reserved', true,
+    (select max(number) from epochs)
   from input i
   where not exists (
     select from contradictions c
     where c.closed_at is null
       and (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
         = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+  ) and not exists (
+    select from reservations r
+    where r.live and r.state <> 'succeeded' and r.occurrence <> i.occurrence
+      and (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key)
+        = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+  ) and not exists (
+    select from input j
+    where j.occurrence < i.occurrence
+      and (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key)
+        = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+  ) and not exists (
+    select from blocked_runs b where (b.organization_id, b.lineage) = (i.organization_id, i.lineage)
+  ) and not exists (
+    select from open_objects o
+    where (o.organization_id, o.connection_id, o.object_key) = (i.organization_id, i.connection_id, i.object_key)
+      and (o.quiet_at is null or o.quiet_at > now())
   )
   order by organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence
   on conflict do nothing
@@ -187,31 +228,47 @@ select id from won
 
 HOLDERS = """
 with input as (
-  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[])
-    with ordinality as i (organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence, place)
+  select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[], $9::int[], $10::uuid[], $11::text[])
+    with ordinality as i (organization_id, id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence, lineage, object_key, place)
 )
 select i.place, 1 as rank, 'own' as found, r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
-  r.open_attempt_id, r.last_attempt_id, null::float8 as lease_seconds, null::uuid as reservation_id
+  r.open_attempt_id, r.last_attempt_id, null::float8 as lease_seconds, null::uuid as reservation_id, null::float8 as after_seconds
 from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
 union all
 select i.place, 2, 'holder', r.id, r.state, r.input_digest, r.declared, r.contract_version, r.settled_at, r.executor,
   r.open_attempt_id, r.last_attempt_id,
   (select extract(epoch from a.lease_until - now())::float8 from attempts a where (a.organization_id, a.id) = (r.organization_id, r.open_attempt_id)),
-  null
+  null, null
 from input i join reservations r
   on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key, r.occurrence)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key, i.occurrence)
 where r.live
 union all
-select i.place, 3, 'contradiction', c.id, null, null, null, null, null, null, null, null, null, c.reservation_id
+select i.place, 3, 'contradiction', c.id, null, null, null, null, null, null, null, null, null, c.reservation_id, null
 from input i join contradictions c
   on (c.organization_id, c.project_id, c.environment_id, c.connection_id, c.tool, c.scope, c.operation_key)
    = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
 where c.closed_at is null
-order by place, rank, id
+union all
+select i.place, 4, 'occurrence', null, null, null, null, null, null, null, null, null, null, r.id, null
+from input i join reservations r
+  on (r.organization_id, r.project_id, r.environment_id, r.connection_id, r.tool, r.scope, r.operation_key)
+   = (i.organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)
+where r.live and r.state <> 'succeeded' and r.occurrence <> i.occurrence
+union all
+select i.place, 5, 'run', null, null, null, null, null, null, null, null, null, null, b.reservation_id, null
+from input i join blocked_runs b on (b.organization_id, b.lineage) = (i.organization_id, i.lineage)
+union all
+select i.place, 6, 'object', null, null, null, null, null, null, null, null, null, null, o.reservation_id, extract(epoch from o.quiet_at - now())::float8
+from input i join open_objects o on (o.organization_id, o.connection_id, o.object_key) = (i.organization_id, i.connection_id, i.object_key)
+where o.quiet_at is null or o.quiet_at > now()
+order by place, rank, id, reservation_id
 """
 
-Verdict = Won | Held | Contradicted | Contended
+OBJECT_CONSTRAINT = "one_open_reservation_per_object"
+"""Refuses the second of two operations on an object that are reserved at the same instant."""
+
+Verdict = Won | Held | Contradicted | Barred | Contended
 """What came of one row."""
 
 
@@ -250,6 +307,10 @@ def _arguments(rows: Sequence[NewReservation]) -> list[list[object]]:
         "decision",
         "not_after_seconds",
         "sealed_input",
+        "object_key",
+        "quiet_seconds",
+        "attention",
+        "blocks_run",
         "executor",
     ]
     encoded = {"declared", "actor_chain", "decision"}
@@ -282,6 +343,8 @@ async def holders(connection: Connection, rows: Sequence[NewReservation]) -> lis
         "scope",
         "operation_key",
         "occurrence",
+        "lineage",
+        "object_key",
     ]
     for record in await connection.fetch(HOLDERS, *columns(rows, names)):
         place = record["place"] - 1
@@ -307,8 +370,10 @@ def _verdict(record: asyncpg.Record) -> Verdict:
                 last_attempt_id=record["last_attempt_id"],
                 lease_seconds=record["lease_seconds"],
             )
-        case _:
+        case "contradiction":
             return Contradicted(id=record["id"], reservation_id=record["reservation_id"])
+        case by:
+            return Barred(by=by, reservation_id=record["reservation_id"], after_seconds=record["after_seconds"])
 
 
 async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict]:
@@ -348,4 +413,10 @@ async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> lis
     Raises:
         asyncpg.PostgresConnectionError: the answer was lost; the same rows may be sent again unchanged.
     """
-    return await in_halves(rows, lambda batch: _reserve(connection, batch))
+    verdicts = await in_halves(rows, lambda batch: _reserve(connection, batch))
+    for place, verdict in enumerate(verdicts):
+        if isinstance(verdict, Failed) and verdict.constraint == OBJECT_CONSTRAINT:
+            # Another operation on the object was faster by an instant; whose it is can be read now.
+            [found] = await holders(connection, [rows[place]])
+            verdicts[place] = Contended() if found is None else found
+    return verdicts

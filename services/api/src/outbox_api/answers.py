@@ -295,7 +295,8 @@ def _succeeded(
     if asked.first:
         summary = view.tool
         if contract is not None:
-            summary = messages.summarise(contract, result, view.amount, view.currency, view.reference)
+            members = result if isinstance(result, dict) else None
+            summary = messages.summarise(contract, members, view.amount, view.currency, view.reference)
         message = messages.succeeded(summary, str(receipt.id))
     else:
         same_run = asked.run_id is not None and asked.run_id == view.run_id

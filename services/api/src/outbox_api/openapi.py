@@ -591,11 +591,13 @@ def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str
     probe = _closed(
         {
             "attempt_id": _UUID,
+            "provider_key": _nullable(_TEXT),
+            "marker": _nullable(_TEXT),
             "times": {"type": "integer", "minimum": 1},
             "absence_counts_at": _nullable(_TIME),
             "again_seconds": {"type": "number"},
         },
-        required=("attempt_id", "times", "absence_counts_at", "again_seconds"),
+        required=("attempt_id", "provider_key", "marker", "times", "absence_counts_at", "again_seconds"),
     )
     money = _closed({"value": {"type": "integer"}, "currency": _TEXT}, required=("value", "currency"))
     settlement: Document = {

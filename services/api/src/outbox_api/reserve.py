@@ -7,7 +7,7 @@ is refused is refused only after a read found no live holder.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -15,15 +15,16 @@ from uuid import UUID
 
 import structlog
 
-from outbox_api.answers import Facts, run_document
+from outbox_api.answers import Facts, reservation_url, run_document
 from outbox_api.directory import Directory
 from outbox_api.errors import unavailable
 from outbox_domain import messages
 from outbox_domain.binding import BoundInput, bind
 from outbox_domain.contract import ToolContract
 from outbox_domain.decision import Decided, decide, refusal
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.identity import Identity, conflicting_fields, identify, template_segments
+from outbox_domain.recovery import settle_seconds
 from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_domain.tool_call import ToolCall
@@ -34,7 +35,7 @@ from outbox_store import reserve as store
 from outbox_store.batches import Failed
 from outbox_store.connections import ConnectionRow
 from outbox_store.ledger_entries import NewEntry, append
-from outbox_store.reserve import Contended, Contradicted, Held, NewReservation, Won
+from outbox_store.reserve import Barred, Contended, Contradicted, Held, NewReservation, Won
 from outbox_store.runs import Run
 from outbox_store.tool_calls import NewToolCall
 
@@ -44,6 +45,12 @@ LOST_ANSWER_SECONDS = 3.0
 """How long T1 is sent again after its answer was lost, before the caller is told to come again."""
 
 LOST_ANSWER_PAUSE_SECONDS = 0.1
+
+BARRED_SECONDS = 5.0
+"""When to ask again while something else is in the way and nobody knows for how long."""
+
+BARRED_SECONDS_MAX = 60.0
+
 OCCURRENCES_MAX = 1_000
 """How many settled repetitions of a digest-keyed call are passed over."""
 
@@ -177,7 +184,8 @@ async def reserve(
 
     Raises:
         OutboxError: the call is outside the key's scope, unknown or does not fit its contract; nothing is known of an effect.
-        Refused: `policy-denied`, `review-required`, `conflict`, `contradiction`, or `unavailable`.
+        Refused: `policy-denied`, `review-required`, `conflict`, `contradiction`, `object-busy`, `occurrence-open`,
+            `run-blocked`, or `unavailable`.
         one of `AWAY`: Postgres is away; nothing was recorded.
     """
     wanted = await want(of, key, call, executor=executor, contract=contract)
@@ -197,7 +205,9 @@ async def reserve(
         else:
             verdict = await look(of, _row(of, wanted, occurrence, trace, executor))
         match verdict:
-            case None:
+            case Barred() if decided.allows:
+                raise Refused(barred(verdict), wanted.facts())
+            case None | Barred():
                 await _refuse(of, wanted, decided, occurrence, trace)
             case Won():
                 return _reserved(wanted, verdict.id, State.RESERVED, None)
@@ -333,6 +343,33 @@ def contradiction(found: Contradicted) -> OutboxError:
     )
 
 
+def barred(found: Barred) -> OutboxError:
+    """The problem of a call that something else stands in the way of. Nothing is kept of it: the same call may be made again."""
+    code, detail, told = _BARRED[found.by]
+    seconds = BARRED_SECONDS if found.after_seconds is None else min(max(found.after_seconds, 1.0), BARRED_SECONDS_MAX)
+    retry = Retry(action="wait", after_seconds=seconds, url=reservation_url(found.reservation_id))
+    return OutboxError(code, detail, message=told(seconds), retry=retry, open_reservation_id=found.reservation_id)
+
+
+_BARRED: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "object": (
+        "object-busy",
+        "Another operation on the same object is open, or a request of it may still arrive; two at once could undo one another.",
+        messages.object_busy,
+    ),
+    "occurrence": (
+        "occurrence-open",
+        "Another occurrence of the same operation is open: whether it happened is not known yet.",
+        messages.occurrence_open,
+    ),
+    "run": (
+        "run-blocked",
+        "An effect of this run is in doubt, and its tool's contract says that nothing new is begun in the run meanwhile.",
+        messages.run_blocked,
+    ),
+}
+
+
 def new_tool_call(
     of: Reserver,
     wanted_by: ScopedKey,
@@ -436,6 +473,10 @@ def _row(of: Reserver, wanted: Wanted, occurrence: int, trace: Trace, executor: 
         decision=None,
         not_after_seconds=wanted.contract.not_after.total_seconds(),
         sealed_input=wanted.vault.seal_input(id, stored),
+        object_key=wanted.identity.object_key,
+        quiet_seconds=settle_seconds(wanted.contract),
+        attention=wanted.contract.attention,
+        blocks_run=wanted.contract.blocks_run,
         executor=executor,
     )
 

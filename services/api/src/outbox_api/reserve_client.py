@@ -22,9 +22,9 @@ from outbox_domain.contract import LookupRule, ToolContract
 from outbox_domain.decision import ALLOWING_ENVIRONMENTS
 from outbox_domain.errors import OutboxError
 from outbox_domain.recovery import (
-    RESEND_MARGIN_SECONDS,
     between_absences_seconds,
     left_to_clients_seconds,
+    probe_of,
     settle_seconds,
 )
 from outbox_domain.reservation import State
@@ -74,6 +74,7 @@ class ProbeFirst:
 
     Attributes:
         attempt_id: about which attempt.
+        provider_key, marker: what that attempt was given to show the provider.
         times: how many absences prove it.
         absence_counts_at: from when one counts.
         again_seconds: how long to wait between two that count.
@@ -81,6 +82,8 @@ class ProbeFirst:
 
     reserved: Reserved
     attempt_id: UUID
+    provider_key: str | None
+    marker: str | None
     times: int
     absence_counts_at: datetime | None
     again_seconds: float
@@ -192,13 +195,13 @@ def _no_attempt(contract: ToolContract, asked: ClientCall) -> OutboxError | None
             message=messages.invalid_input(path, expected),
             path=path,
         )
-    if contract.resend is not None and limit + RESEND_MARGIN_SECONDS > contract.resend.within.total_seconds():
-        expected = (
-            f"at most {contract.resend.within.total_seconds() - RESEND_MARGIN_SECONDS:g} s, as long as the provider key counts"
-        )
-        return OutboxError(
-            "invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
-        )
+    if contract.resend is not None:
+        most = (contract.resend.within - contract.resend.margin).total_seconds()
+        if limit > most:
+            expected = f"at most {most:g} s, as long as the provider key counts"
+            return OutboxError(
+                "invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
+            )
     return None
 
 
@@ -207,16 +210,17 @@ def _wish(api: Api, key: ScopedKey, asked: ClientCall, contract: ToolContract, r
     lease = settings.client_lease_seconds
     if limit is not None:
         lease = min(lease, limit + settings.client_margin_seconds)
-    handed_over = contract.guarantee_class == "A" and resend is not None
+    if contract.guarantee_class != "A":
+        resend = None
     return Claim(
         organization_id=key.organization_id,
         reservation_id=reservation_id,
         attempt_id=asked.attempt_id,
         worker=f"client {key.actor_chain[-1]}",
         lease_seconds=lease,
-        resend_window_seconds=resend.within.total_seconds() if handed_over and resend is not None else None,
-        resend_needs_seconds=(lease if limit is None else limit) + RESEND_MARGIN_SECONDS,
-        resends_max=resend.times if handed_over and resend is not None else 0,
+        resend_window_seconds=None if resend is None else resend.within.total_seconds(),
+        resend_needs_seconds=(lease if limit is None else limit) + (0.0 if resend is None else resend.margin.total_seconds()),
+        resends_max=0 if resend is None else resend.times,
         executor="client",
         actor_id=key.actor_id,
         time_limit_seconds=limit,
@@ -288,10 +292,10 @@ async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserv
             return opened
         if opened.reason in ("gone", "voided"):
             return None
-    if held.state is State.IN_DOUBT and contract.lookup is not None and asked.probe:
+    if held.state is State.IN_DOUBT and (rule := probe_of(contract)) is not None and asked.probe:
         if refusal is not None:
             raise Refused(refusal, reserved.facts)
-        return await _probe_first(api, key, reserved, contract.lookup)
+        return await _probe_first(api, key, reserved, rule)
     return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
 
 
@@ -314,11 +318,16 @@ async def _open(
 async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: LookupRule) -> ProbeFirst | None:
     async with acquire(api.pool) as connection:
         view = await reservations.view(connection, key.organization_id, reserved.id)
-    if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
+        if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
+            return None
+        attempt = await client_attempts.find(connection, key.organization_id, reserved.id, view.last_attempt_id)
+    if attempt is None:
         return None
     return ProbeFirst(
         reserved=reserved,
-        attempt_id=view.last_attempt_id,
+        attempt_id=attempt.id,
+        provider_key=attempt.provider_key,
+        marker=attempt.marker,
         times=rule.times,
         absence_counts_at=view.absence_counts_at,
         again_seconds=between_absences_seconds(rule),

@@ -6,6 +6,7 @@ from outbox_api.reserve import (
     Refused,
     Reserver,
     Wanted,
+    barred,
     conflict,
     contradiction,
     is_over,
@@ -20,7 +21,7 @@ from outbox_domain.scoped_key import ScopedKey
 from outbox_domain.tool_call import ToolCall
 from outbox_runtime.postgres import acquire
 from outbox_store import reserve as store
-from outbox_store.reserve import Contradicted, Held, Won
+from outbox_store.reserve import Barred, Contradicted, Held, Won
 
 
 async def resolve(of: Reserver, key: ScopedKey, call: ToolCall) -> Answer:
@@ -57,7 +58,9 @@ async def resolve(of: Reserver, key: ScopedKey, call: ToolCall) -> Answer:
                 return await _held(of, wanted, verdict)
             case Contradicted():
                 raise Refused(contradiction(verdict), wanted.facts(verdict.reservation_id))
-            case None | Won():
+            case Barred() if decided.allows:
+                raise Refused(barred(verdict), wanted.facts())
+            case None | Won() | Barred():
                 if not decided.allows:
                     error = refusal(decided, tool=wanted.contract.tool, connection=wanted.connection.name)
                     raise Refused(error, wanted.facts())

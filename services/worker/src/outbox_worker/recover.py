@@ -11,14 +11,7 @@ from typing import Literal
 import structlog
 
 from outbox_domain.contract import LookupRule, ResendRule, ToolContract
-from outbox_domain.recovery import (
-    RESEND_MARGIN_SECONDS,
-    Doubt,
-    left_to_clients_seconds,
-    next_way,
-    recover_in_seconds,
-    settle_seconds,
-)
+from outbox_domain.recovery import Doubt, left_to_clients_seconds, next_way, recover_in_seconds, settle_seconds
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import acquire
 from outbox_store.claim import Claim, Claimed, NotClaimed
@@ -157,7 +150,7 @@ async def _send_again(worker: Worker, contract: ToolContract, rule: ResendRule, 
             worker=worker.name,
             lease_seconds=worker.settings.lease_seconds,
             resend_window_seconds=rule.within.total_seconds(),
-            resend_needs_seconds=contract.request.deadline.total_seconds() + RESEND_MARGIN_SECONDS,
+            resend_needs_seconds=(contract.request.deadline + rule.margin).total_seconds(),
             # Beyond the bound only where `next_way` grants one more: the last one met no provider.
             resends_max=max(rule.times, row.resends + 1),
         ),

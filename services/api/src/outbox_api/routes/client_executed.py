@@ -160,6 +160,8 @@ def _probe_first(first: ProbeFirst) -> Answer:
         "attempt": None,
         "probe": {
             "attempt_id": first.attempt_id,
+            "provider_key": first.provider_key,
+            "marker": first.marker,
             "times": first.times,
             "absence_counts_at": first.absence_counts_at,
             "again_seconds": first.again_seconds,

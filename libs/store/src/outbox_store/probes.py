@@ -1,0 +1,98 @@
+"""Probes: looks of a client for the effect of an attempt in doubt, and what was answered to each.
+
+A probe begins at Postgres's time before the client asks its provider, so that an absence can be held against `absence_counts_at`.
+What an answer changes is decided by `outbox_store.resolve`, as of a worker's look-up.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from outbox_store.connection import Connection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A probe that may be carried out now.
+
+    Attributes:
+        asked_at: Postgres's time; an absence counts if it is not before `absence_counts_at`.
+        counts_in_seconds: until an absence counts, from `asked_at`; zero or less once it does.
+    """
+
+    id: UUID
+    attempt_id: UUID
+    asked_at: datetime
+    counts_in_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A probe as it stands while its reservation is held.
+
+    Attributes:
+        found, verdict: what was answered and what came of it; None while nothing was.
+        too_soon: it was begun so shortly after one that counted that both may be the same stale read.
+        absences: how many of the newest attempt count already.
+    """
+
+    id: UUID
+    attempt_id: UUID
+    actor_id: UUID
+    asked_at: datetime
+    found: bool | None
+    verdict: str | None
+    too_soon: bool
+    absences: int
+
+
+BEGIN = """
+insert into probes (organization_id, id, reservation_id, attempt_id, actor_id)
+select r.organization_id, $3, r.id, r.last_attempt_id, $5 from reservations r
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and r.last_attempt_id = $4
+returning id, attempt_id, asked_at,
+  (select extract(epoch from r.absence_counts_at - now())::float8 from reservations r where (r.organization_id, r.id) = ($1, $2)) as counts_in_seconds
+"""
+
+FIND = """
+select p.id, p.attempt_id, p.actor_id, p.asked_at, p.found, p.verdict, r.absences,
+  coalesce(p.asked_at < (
+    select max(q.asked_at) + make_interval(secs => $4) from probes q
+    where (q.organization_id, q.reservation_id, q.attempt_id) = (p.organization_id, p.reservation_id, p.attempt_id)
+      and not q.found and q.verdict = 'noted'
+  ), false) as too_soon
+from probes p join reservations r on (r.organization_id, r.id) = (p.organization_id, p.reservation_id)
+where p.organization_id = $1 and p.reservation_id = $2 and p.id = $3
+"""
+
+SAY = "update probes set answered_at = now(), found = $3, verdict = $4 where organization_id = $1 and id = $2"
+
+
+async def begin(
+    connection: Connection, organization_id: UUID, reservation_id: UUID, new_id: UUID, attempt_id: UUID, actor_id: UUID
+) -> Begun | None:
+    """Begin a probe about the newest attempt of a doubt.
+
+    Returns:
+        None where there is no such doubt, or it is about another attempt by now.
+    """
+    record = await connection.fetchrow(BEGIN, organization_id, reservation_id, new_id, attempt_id, actor_id)
+    return None if record is None else Begun(**dict(record))
+
+
+async def find(
+    connection: Connection, organization_id: UUID, reservation_id: UUID, id: UUID, *, between_seconds: float
+) -> Probe | None:
+    """The probe of this id.
+
+    Args:
+        connection: in a transaction that holds the reservation.
+        between_seconds: how long after a probe that counted the next one that may must have begun.
+    """
+    record = await connection.fetchrow(FIND, organization_id, reservation_id, id, between_seconds)
+    return None if record is None else Probe(**dict(record))
+
+
+async def say(connection: Connection, organization_id: UUID, id: UUID, *, found: bool, verdict: str) -> None:
+    """Write down what was answered to a probe and what came of it."""
+    await connection.execute(SAY, organization_id, id, found, verdict)

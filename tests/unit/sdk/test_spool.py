@@ -1,0 +1,170 @@
+"""What became of effects is on disk until the gateway has it: whole files, for their owner, without any key."""
+
+import json
+import multiprocessing
+import os
+import stat
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from agent_outbox import spool as spools
+from agent_outbox.spool import Entry, Spool, default_folder, folder_of, spool_at
+
+KEY = "obx_sandbox_k3yid_s3cr3tpartofthekey0000000"
+PATH = "/v1/reservations/r-1/settle"
+
+
+def body(**members: Any) -> dict[str, Any]:
+    """A settlement."""
+    return {"attempt_id": str(uuid4()), "outcome": "succeeded", "result": {"id": "re_1"}, **members}
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_kept_is_there_for_the_next_process(tmp_path: Path) -> None:
+    """Another spool of the folder, as in another process, has what was kept, oldest first; what was removed is gone."""
+    spool, kept = Spool(tmp_path / "s"), [body() for _ in range(3)]
+    entries = [spool.keep(PATH, one) for one in kept]
+    spool.remove(entries[1])
+    assert [(one.path, one.body) for one in Spool(tmp_path / "s").waiting()] == [(PATH, kept[0]), (PATH, kept[2])]
+
+
+def test_what_is_being_delivered_is_not_waiting(tmp_path: Path) -> None:
+    """Who keeps a settlement delivers it; it waits for others of the process only once it was released."""
+    spool = Spool(tmp_path)
+    entry = spool.keep(PATH, body())
+    assert spool.waiting() == []
+    spool.release(entry)
+    assert spool.waiting() == [entry]
+    spool.remove(entry)
+    assert spool.waiting() == []
+    spool.remove(entry)
+
+
+def test_files_are_for_their_owner_and_hold_no_key(tmp_path: Path) -> None:
+    """Files have mode 0600, folders 0700, and neither names nor contents show the key; other keys and gateways have other folders."""
+    os.umask(os.umask(0o022))
+    folder = folder_of(tmp_path / "spool", url="https://outbox.example.com", key=KEY)
+    assert folder is not None
+    Spool(folder).keep(PATH, body())
+    [file] = files(tmp_path)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "s3cr3t" not in str(file) + file.read_text()
+    others = [
+        ("https://other.example.com", KEY),
+        ("https://outbox.example.com", KEY.replace("k3yid", "other")),
+        ("https://outbox.example.com", None),
+    ]
+    assert len({folder_of(tmp_path, url=url, key=key) for url, key in others} | {folder}) == 4
+    rotated = folder_of(tmp_path / "spool", url="https://outbox.example.com", key=KEY.replace("s3cr3t", "n3ws3c"))
+    assert rotated == folder, "the same key with another secret is the same key"
+    assert folder_of(None, url="https://outbox.example.com", key=KEY) is None
+
+
+def test_a_torn_file_is_never_delivered(tmp_path: Path) -> None:
+    """What a process left half-written beside the files, and what is no settlement, is not taken for one; the others are."""
+    spool = Spool(tmp_path)
+    entry = spool.keep(PATH, body())
+    spool.release(entry)
+    assert entry.file is not None
+    (tmp_path / f".{entry.file.name}").write_bytes(b'{"path": "/v1/res')
+    (tmp_path / entry.file.name.replace(".json", "0.json")).write_bytes(b'{"path": "/v1/res')
+    (tmp_path / "notes.txt").write_text("mine")
+    assert spool.waiting() == [entry]
+
+
+def test_a_disk_that_takes_nothing_is_no_failure(tmp_path: Path) -> None:
+    """Where nothing can be written the settlement is kept in memory, and waits there until it was delivered."""
+    (tmp_path / "file").write_text("no folder")
+    for spool in (Spool(tmp_path / "file" / "below"), Spool(None)):
+        entry = spool.keep(PATH, body())
+        assert (entry.file, spool.waiting(), spool.is_full()) == (None, [entry], False)
+        spool.remove(entry)
+        assert spool.waiting() == []
+
+
+def test_what_the_gateway_refuses_is_kept_aside(tmp_path: Path) -> None:
+    """A refused settlement is not tried again and stays readable for people."""
+    spool, refused = Spool(tmp_path), body()
+    spool.remove(spool.keep(PATH, refused), refused=True)
+    assert spool.waiting() == []
+    [file] = files(tmp_path / "refused")
+    assert json.loads(file.read_text())["body"] == refused
+
+
+def test_a_full_spool_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its number of files or bytes it is full, and what is kept all the same is kept."""
+    monkeypatch.setattr(spools, "FILES_MAX", 3)
+    spool = Spool(tmp_path)
+    for _ in range(3):
+        assert not spool.is_full()
+        spool.release(spool.keep(PATH, body()))
+    assert spool.is_full()
+    spool.release(spool.keep(PATH, body()))
+    assert len(spool.waiting()) == 4
+    monkeypatch.setattr(spools, "FILES_MAX", 100)
+    monkeypatch.setattr(spools, "BYTES_MAX", 200)
+    assert spool.is_full()
+
+
+def _keep_and_wait(folder: Path, told: Any, go: Any) -> None:
+    spool = Spool(folder)
+    spool.keep(PATH, body())
+    told.set()
+    go.wait(60)
+
+
+def test_what_a_living_process_has_just_kept_is_left_to_it(tmp_path: Path) -> None:
+    """Another process's fresh file is not taken while that process lives, and is taken as soon as it is dead."""
+    context = multiprocessing.get_context("spawn")
+    told, go = context.Event(), context.Event()
+    other = context.Process(target=_keep_and_wait, args=(tmp_path, told, go))
+    other.start()
+    try:
+        assert told.wait(60)
+        assert len(files(tmp_path)) == 1
+        assert Spool(tmp_path).waiting() == []
+        other.kill()
+        other.join(30)
+        assert len(Spool(tmp_path).waiting()) == 1
+    finally:
+        other.kill()
+        other.join(30)
+
+
+def test_a_fork_delivers_nothing_of_its_parents(tmp_path: Path) -> None:
+    """In a fork, a spool that was locked at that moment can be used, and what the parent is delivering stays the parent's."""
+    spool = spool_at(tmp_path)
+    assert spool_at(tmp_path) is spool
+    spool.keep(PATH, body())
+    with spool._turn:  # As another thread may hold it at the moment of the fork.
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if spool.waiting() == [] and spool.keep(PATH, body()).file is not None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(files(tmp_path)) == 2
+
+
+def test_where_spools_are() -> None:
+    """OUTBOX_SPOOL, else the user's folder for state, else the folder for temporary files."""
+    assert default_folder({"OUTBOX_SPOOL": "/s", "HOME": "/h"}) == "/s"
+    assert default_folder({"XDG_STATE_HOME": "/x", "HOME": "/h"}) == "/x/agent-outbox/spool"
+    assert default_folder({"HOME": str(Path(__file__).parent)}).endswith("/.local/state/agent-outbox/spool")
+    assert default_folder({"HOME": "/nowhere"}) == default_folder({})
+    assert str(os.getuid()) in default_folder({})
+
+
+def test_entries_of_equal_content_are_two(tmp_path: Path) -> None:
+    """Two settlements in memory with one content are kept apart by `remove` one after the other."""
+    spool, same = Spool(None), body()
+    first, second = spool.keep(PATH, same), spool.keep(PATH, same)
+    assert first == second == Entry(file=None, path=PATH, body=same)
+    spool.remove(first)
+    assert len(spool.waiting()) == 1
