@@ -20,7 +20,7 @@ import pytest
 from tests.support.agent_ledger_table import ENDED, AgentLedgerTable
 from tests.support.outbox_up import OutboxUp, running
 
-from agent_outbox import AsyncOutbox
+from agent_outbox import AsyncOutbox, Outbox
 from agent_outbox.classify import NotSent
 from agent_outbox.compat.agent_ledger import (
     OURS,
@@ -47,6 +47,7 @@ from agent_outbox.compat.agent_ledger import (
     StaleOptions,
     ToolCall,
 )
+from agent_outbox.compat.safeagent import SettlementRequestRegistry
 
 OUTBOX = str(Path(sys.executable).with_name("outbox"))
 CHARGED = {"status": "charged", "id": "ch_123"}
@@ -286,6 +287,36 @@ async def test_a_killed_run_of_any_other_tool_is_left_to_a_person(up: OutboxUp, 
         await program.ledger.run(call(), refuse)
 
 
+def test_safeagents_registry_carries_out_a_request_id_once(up: OutboxUp) -> None:
+    """A repeat is told that it is one and of the same execution; an exception after which nobody knows is not tried again."""
+    with Outbox(url=up.url, key=up.ready()["agent_key"]) as outbox:
+        registry, request_id, sent = SettlementRequestRegistry(outbox=outbox), uuid4().hex, []
+        payload = {"to": "c123@example.com"}
+        receipts = [
+            registry.execute(request_id=request_id, action="send_invoice", payload=payload, execute_fn=sent.append)
+            for _ in range(2)
+        ]
+        assert sent == [payload]
+        assert [(one["ok"], one["reason"]) for one in receipts] == [(True, "executed"), (True, "dedup_same_request_id")]
+        assert receipts[0]["execution_id"] == receipts[1]["execution_id"]
+
+        def loses_its_answer() -> None:
+            sent.append({})
+            raise TimeoutError("no answer")
+
+        reasons = [
+            registry.execute(request_id=f"{request_id}-2", action="send_invoice", payload=None, execute_fn=loses_its_answer)[
+                "reason"
+            ]
+            for _ in range(2)
+        ]
+        assert (reasons, len(sent)) == (["claim_pending"] * 2, 2)
+        assert (
+            registry.execute(request_id=" ", action="x", payload=None, execute_fn=loses_its_answer)["reason"]
+            == "missing_request_id"
+        )
+
+
 # The import.
 
 
@@ -302,7 +333,8 @@ def bring(up: OutboxUp, table: AgentLedgerTable, namespace: str, *options: str) 
     ]
     environment = {**os.environ, "OUTBOX_URL": up.url, "OUTBOX_KEY": up.ready()["agent_key"]}
     done = subprocess.run([*command, "--json", *options], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode in (0, 1) and done.stdout, done.stderr
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
 

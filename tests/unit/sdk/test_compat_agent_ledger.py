@@ -3,7 +3,6 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -130,27 +129,30 @@ def test_namespaces_tell_the_same_key_apart() -> None:
         words.operation_key("a:b", "k")
 
 
-def test_a_call_asks_for_the_attempt_with_all_that_identifies_it() -> None:
-    """The key is the reference, the workflow the run, the arguments the input; the contract says what a dead run leaves."""
-    attempt = UUID(int=7)
-    body = words.call_body(wanted(), replace(OURS, owner="payments", namespace="billing"), "C", attempt, 30.0)
-    assert body == {
+def test_a_call_asks_for_the_effect_with_all_that_identifies_it() -> None:
+    """The key is the reference, the workflow the run, the arguments the input; nothing of the client's settings comes in between."""
+    profile = replace(OURS, owner="payments", namespace="billing")
+    assert words.call_of(wanted(), profile).stated() == {
         "tool": "agent_ledger.stripe.charge",
         "input": {"amount": 1000},
         "reference": "k" * 64,
         "run": "order-123",
         "step": "agent-ledger:billing",
         "call_id": "call-1",
-        "attempt_id": str(attempt),
-        "time_limit_seconds": 30.0,
-        "contract": {"key": "agent-ledger:billing:{reference}", "scope": "environment", "class": "C", "owner": "payments"},
+        **dict.fromkeys(("occurrence", "connection", "checkpoint", "model", "context")),
+    }
+    assert words.contract(profile, "C") == {
+        "key": "agent-ledger:billing:{reference}",
+        "scope": "environment",
+        "class": "C",
+        "owner": "payments",
     }
 
 
 def test_a_key_that_is_no_name_is_refused_before_anything_is_sent() -> None:
     """A store's caller may make up keys; what the gateway could not tell apart is refused here."""
     with pytest.raises(EffectLedgerValidationError) as refused:
-        words.call_body(wanted(idem_key=" x"), OURS, "C", UUID(int=1), 30.0)
+        words.call_of(wanted(idem_key=" x"), OURS)
     assert refused.value.field == "idem_key"
 
 

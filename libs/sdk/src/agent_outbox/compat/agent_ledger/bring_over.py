@@ -19,24 +19,29 @@ from uuid import UUID, uuid5
 from agent_outbox.client import AsyncOutbox
 from agent_outbox.compat.agent_ledger import table
 from agent_outbox.compat.agent_ledger.errors import EffectLedgerValidationError
-from agent_outbox.compat.agent_ledger.gateway import Told, ask
 from agent_outbox.compat.agent_ledger.profile import Profile
 from agent_outbox.compat.agent_ledger.table import Row, Rows
 from agent_outbox.compat.agent_ledger.translation import (
     RESULT_BYTES_MAX,
-    call_body,
+    attempt_of,
+    call_of,
+    contract,
     operation_key,
     step_name,
     stored_result,
     value_of,
 )
 from agent_outbox.compat.agent_ledger.types import EffectStatus
+from agent_outbox.effect import Effect as Attempt
+from agent_outbox.errors import OutboxError
+from agent_outbox.results import CallResult, Done, InDoubt, Waiting
 from agent_outbox.stored_form import stored_form
 
 ATTEMPTS = UUID("6f1c2c6e-52a3-4f0c-9d4b-3d8d0f1f7f11")
 """The namespace of the ids of imported attempts."""
 
 REASON = "imported from agent-ledger"
+IN_HAND = "somebody is carrying it out at this moment"
 TIME_LIMIT_SECONDS = 60.0
 AT_ONCE = 8
 LISTED_MAX = 1_000
@@ -184,42 +189,58 @@ class _Importer:
                 task.cancel()
 
     async def _one(self, row: Row) -> Fate | Conflict:
-        attempt_id = uuid5(ATTEMPTS, row.id)
+        attempt_id = str(uuid5(ATTEMPTS, row.id))
         try:
-            # Class C, whatever the tool is now: nobody knows which key an earlier run sent its provider.
-            body = call_body(row.wanted, self.profile, "C", attempt_id, TIME_LIMIT_SECONDS)
+            call = call_of(row.wanted, self.profile)
         except EffectLedgerValidationError as error:
             return _conflict(row, str(error))
-        told = await ask(self.client, "/v1/reservations", body)
-        if told.status == 201 or (told.code == "in-doubt" and row.status is EffectStatus.SUCCEEDED):
-            return await self._settle(row, str(told.document["reservation_id"]), attempt_id)
-        if told.status == 200:
-            return _met(row, Present(state="succeeded", value=value_of(told.document.get("result"))), self.failures)
-        if told.code == "in-doubt":
-            return _met(row, Present(state="in_doubt", value=None), self.failures)
-        if told.code == "attempt-closed":
+        # Class C, whatever the tool is now: nobody knows which key an earlier run sent its provider.
+        terms = contract(self.profile, "C")
+        try:
+            told = await self.client.reserve(call, contract=terms, time_limit=TIME_LIMIT_SECONDS, wait=0, attempt_id=attempt_id)
+            if isinstance(told, Attempt):
+                return await self._settle(row, told)
+            if isinstance(told, InDoubt) and row.status is EffectStatus.SUCCEEDED and told.reservation_id is not None:
+                return await self._settle(row, attempt_of(told.reservation_id, call.tool, attempt_id))
+        except OutboxError as error:
             # The attempt of an earlier import, which ended as failed.
-            return "already"
-        return _conflict(row, _why(told))
+            return "already" if error.code == "attempt-closed" else _not_taken(row, error)
+        if isinstance(told, Done):
+            return _met(row, Present(state="succeeded", value=value_of(told.document.get("result"))), self.failures)
+        if isinstance(told, InDoubt):
+            return _met(row, Present(state="in_doubt", value=None), self.failures)
+        if isinstance(told, Waiting):
+            return _conflict(row, IN_HAND)
+        return _conflict(row, "its key was used with other arguments") if told.code == "conflict" else _not_taken(row, told.error)
 
-    async def _settle(self, row: Row, reservation_id: str, attempt_id: UUID) -> Fate | Conflict:
+    async def _settle(self, row: Row, attempt: Attempt) -> Fate | Conflict:
         fate = _fate(row, self.failures)
-        told = await ask(self.client, f"/v1/reservations/{reservation_id}/settle", _settlement(row, fate, attempt_id))
-        return fate if told.status == 200 else _conflict(row, _why(told))
+        told: CallResult
+        if fate == "doubt":
+            told = await self.client.settle(attempt, "unknown", reason=REASON)
+            stands = isinstance(told, InDoubt)
+        elif fate == "failed":
+            code, message = (_text(row.error.get(name)) for name in ("code", "message"))
+            told = await self.client.settle(
+                attempt, "rejected", reason=REASON, provider_code=code, provider_message=message or "It failed."
+            )
+            stands = told.state == "failed"
+        else:
+            told = await self.client.settle(attempt, "succeeded", reason=REASON, result=_result(row))
+            stands = isinstance(told, Done) and value_of(told.document.get("result")) == _value(row)
+        return fate if stands else _conflict(row, f"the gateway has it as {told.state}")
 
 
-def _settlement(row: Row, fate: Fate, attempt_id: UUID) -> dict[str, Any]:
-    said: dict[str, Any] = {"attempt_id": str(attempt_id), "reason": REASON}
-    if fate == "doubt":
-        return {**said, "outcome": "unknown"}
-    if fate == "failed":
-        texts = {"provider_code": row.error.get("code"), "provider_message": row.error.get("message") or "It failed."}
-        return {**said, "outcome": "rejected", **{name: text for name, text in texts.items() if isinstance(text, str)}}
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _result(row: Row) -> dict[str, Any]:
+    """What a replay is given, and what their row says beside it."""
     times = {"created_at": row.created_at.isoformat()}
     if row.completed_at is not None:
         times["completed_at"] = row.completed_at.isoformat()
-    result = stored_result(_value(row), row.wanted, imported_from="agent-ledger", effect_id=row.id, **times)
-    return {**said, "outcome": "succeeded", "external_reference": f"agent-ledger:{row.id}", "result": result}
+    return stored_result(_value(row), row.wanted, imported_from="agent-ledger", effect_id=row.id, **times)
 
 
 def _value(row: Row) -> Any:
@@ -236,7 +257,7 @@ def _fate(row: Row, failures: Failures) -> Fate:
 def _met(row: Row, present: Present, failures: Failures) -> Fate | Conflict:
     """What becomes of an effect whose key the gateway has."""
     if present.state == "executing":
-        return _conflict(row, "somebody is carrying it out at this moment")
+        return _conflict(row, IN_HAND)
     if row.status is EffectStatus.SUCCEEDED:
         if present.state == "succeeded":
             return "already" if present.value == _value(row) else _conflict(row, "the gateway has another result")
@@ -250,20 +271,16 @@ def _conflict(row: Row, why: str) -> Conflict:
     return Conflict(effect_id=row.id, idem_key=row.wanted.idem_key, why=why)
 
 
-def _why(told: Told) -> str:
-    """Why an effect was not taken.
+def _not_taken(row: Row, problem: OutboxError) -> Conflict:
+    """An effect that the gateway does not take.
 
     Raises:
         OutboxError: it has nothing to do with this effect, and the next one would meet it too.
     """
-    if told.status == 202:
-        return "somebody is carrying it out at this moment"
-    if told.code == "conflict":
-        return "its key was used with other arguments"
-    problem = told.problem
-    if told.status in (401, 403, 404, 429) or told.status >= 500:
+    status = problem.status
+    if problem.code != "malformed-arguments" and (status is None or status in (401, 403, 404, 429) or status >= 500):
         raise problem
-    return f"{problem.detail} ({told.code})"
+    return _conflict(row, f"{problem.detail} ({problem.code})")
 
 
 async def _present(client: AsyncOutbox, profile: Profile) -> Mapping[str, Present]:

@@ -19,13 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
-from uuid import UUID
 
 from agent_outbox import stored_form
 from agent_outbox.compat.agent_ledger.errors import EffectLedgerValidationError
 from agent_outbox.compat.agent_ledger.profile import Profile
 from agent_outbox.compat.agent_ledger.types import Effect, EffectError, EffectStatus, JsonValue, UpsertEffectInput
+from agent_outbox.effect import Effect as Attempt
+from agent_outbox.effect import Lease
 from agent_outbox.results import Reservation
+from agent_outbox.tool_call import ToolCall as GatewayCall
 
 PROVIDER = "agent_ledger"
 NAME_CHARACTERS_MAX = 200
@@ -96,36 +98,50 @@ def contract(profile: Profile, guarantee_class: Literal["A", "C"]) -> dict[str, 
     }
 
 
-def call_body(
-    wanted: UpsertEffectInput, profile: Profile, guarantee_class: Literal["A", "C"], attempt_id: UUID, seconds: float
-) -> dict[str, Any]:
-    """The body of `POST /v1/reservations` that asks for an effect.
+def call_of(wanted: UpsertEffectInput, profile: Profile) -> GatewayCall:
+    """The tool call that asks for an effect.
 
     Args:
         wanted: the effect.
         profile: the ledger's rules.
-        guarantee_class: A or C.
-        attempt_id: of the attempt that is wanted.
-        seconds: how long the handler may take.
 
     Raises:
-        EffectLedgerValidationError: the key or the arguments cannot be sent.
+        EffectLedgerValidationError: the key cannot be a name at the gateway.
     """
     if _name(wanted.idem_key) is None:
         raise EffectLedgerValidationError(f"idem_key: expected 1 to {NAME_CHARACTERS_MAX} plain characters", field="idem_key")
     args = json.loads(wanted.args_canonical)
-    body = {
-        "tool": tool_name(wanted.tool),
-        "input": args if isinstance(args, dict) else {"args": args},
-        "reference": wanted.idem_key,
-        "run": run_name(wanted.workflow_id),
-        "step": step_name(profile.namespace),
-        "attempt_id": str(attempt_id),
-        "time_limit_seconds": seconds,
-        "contract": contract(profile, guarantee_class),
-    }
-    call_id = _name(wanted.call_id)
-    return body if call_id is None else {**body, "call_id": call_id}
+    return GatewayCall(
+        tool=tool_name(wanted.tool),
+        input=args if isinstance(args, dict) else {"args": args},
+        reference=wanted.idem_key,
+        occurrence=None,
+        connection=None,
+        run=run_name(wanted.workflow_id),
+        checkpoint=None,
+        step=step_name(profile.namespace),
+        call_id=_name(wanted.call_id),
+        model=None,
+        context=None,
+    )
+
+
+def attempt_of(reservation_id: str, tool: str, attempt_id: str) -> Attempt:
+    """An attempt that is known by its id alone, to be settled; its lease is nothing that this process has."""
+    return Attempt(
+        tool=tool,
+        input={},
+        reservation_id=reservation_id,
+        operation_key=None,
+        attempt_id=attempt_id,
+        number=0,
+        provider_key="",
+        marker="",
+        recovering=False,
+        time_limit=None,
+        deadline=None,
+        lease=Lease(asked_at=0.0, seconds=0.0),
+    )
 
 
 def stored_result(value: JsonValue, wanted: UpsertEffectInput | None, **more: str) -> dict[str, Any]:

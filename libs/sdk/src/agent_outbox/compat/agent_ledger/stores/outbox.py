@@ -9,28 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
-from uuid import UUID, uuid4
+from typing import Any, Literal
 
 from agent_outbox.classify import Classified
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.client import AsyncOutbox, Outcome
 from agent_outbox.compat.agent_ledger.errors import (
     EffectConflictError,
     EffectDeniedError,
     EffectLedgerValidationError,
     EffectStoreError,
 )
-from agent_outbox.compat.agent_ledger.gateway import Told, ask
 from agent_outbox.compat.agent_ledger.observability import log_event
 from agent_outbox.compat.agent_ledger.profile import Profile, default_profile
 from agent_outbox.compat.agent_ledger.translation import (
     RESULT_BYTES_MAX,
     Asked,
-    call_body,
+    attempt_of,
+    call_of,
+    contract,
     effect_of,
     fresh_effect,
     operation_key,
@@ -47,12 +47,18 @@ from agent_outbox.compat.agent_ledger.types import (
     UpsertEffectResult,
     is_valid_transition,
 )
+from agent_outbox.effect import Effect as Attempt
 from agent_outbox.errors import InvalidRequestError, NotFoundError, OutboxError
-from agent_outbox.results import Reservation
+from agent_outbox.results import CallResult, Done, InDoubt, Refused, Reservation, Waiting
 from agent_outbox.stored_form import stored_form
 
 REMEMBERED_MAX = 10_000
 """Effects of which a process remembers what it asked for; beyond it the longest unused is forgotten."""
+
+PAUSE_SECONDS_MIN = 0.05
+
+NOT_OURS = frozenset({"attempt-unknown", "not-found", "not-client-executed", "contradiction"})
+"""Problems of a settlement after which the effect stands as somebody else left it."""
 
 ABANDON_SECONDS_MAX = 3.0
 """How long a cancelled run tries to say that nobody knows what became of it; its lease says so later."""
@@ -79,7 +85,7 @@ class Recorded:
 class _Held:
     """An open attempt of this process and the task that keeps its lease."""
 
-    attempt_id: str
+    attempt: Attempt
     keeper: asyncio.Task[None]
 
 
@@ -139,16 +145,18 @@ class OutboxStore:
             if failed is not None and failed.status is EffectStatus.FAILED:
                 return Recorded(effect=failed, created=False)
         asked = Asked(wanted=wanted, seconds=self.profile.handler_seconds if seconds is None else seconds)
-        attempt_id = uuid4()
-        told = await self._post("/v1/reservations", self._body(asked, attempt_id), "upsert", idem_key=wanted.idem_key)
-        if told.status == 201 and isinstance(told.document.get("attempt"), dict):
+        guarantee_class: Literal["A", "C"] = "A" if self.profile.is_retry_safe(wanted.tool) else "C"
+        try:
+            told = await self.client.reserve(
+                call_of(wanted, self.profile), contract=contract(self.profile, guarantee_class), time_limit=asked.seconds, wait=0
+            )
+        except OutboxError as error:
+            raise _refused(error, wanted) from error
+        if isinstance(told, Attempt):
             return Recorded(effect=self._open(asked, told), created=True)
-        if told.status in (200, 201, 202) or told.code in ("in-doubt", "contradiction"):
-            effect = await self._known(told, wanted)
-            return Recorded(effect=effect, created=False, doubt=_doubt(told))
-        if told.code == "conflict" and self.profile.key_conflict == "replay":
-            return Recorded(effect=await self._known(told, wanted), created=False)
-        raise _refused(told, wanted)
+        if isinstance(told, Refused) and not (told.code == "conflict" and self.profile.key_conflict == "replay"):
+            raise _refused(told.error, wanted)
+        return Recorded(effect=await self._known(told.reservation_id, wanted), created=False, doubt=_doubt(told))
 
     async def report(self, effect_id: str, said: Classified) -> bool:
         """Say what the open attempt of an effect came to, where it is no success.
@@ -163,19 +171,25 @@ class OutboxStore:
         Raises:
             EffectStoreError: the gateway could not be asked.
         """
-        attempt_id = await self._attempt(effect_id)
-        members = {"provider_status": said.provider_status, "provider_code": said.provider_code}
-        stated = {name: value for name, value in members.items() if value is not None}
-        return attempt_id is not None and await self._settle(effect_id, attempt_id, said.outcome, **stated) is not None
+        attempt = await self._attempt(effect_id)
+        if attempt is None:
+            return False
+        told = await self._settle(
+            attempt,
+            said.outcome,
+            reason=said.reason,
+            provider_status=said.provider_status,
+            provider_code=said.provider_code,
+            stored=said.stored,
+        )
+        return told is not None and not isinstance(told, Done)
 
     async def abandon(self, effect_id: str) -> None:
         """Say that nobody knows what became of the open attempt, in the little time that a cancelled run has."""
         held = self._release(effect_id)
         if held is not None:
             try:
-                await asyncio.wait_for(
-                    self._settle(effect_id, held.attempt_id, "unknown", reason="cancelled"), ABANDON_SECONDS_MAX
-                )
+                await asyncio.wait_for(self._settle(held.attempt, "unknown", reason="cancelled"), ABANDON_SECONDS_MAX)
             except (EffectStoreError, asyncio.TimeoutError):
                 log_event(logging.WARNING, "effect.abandoned", effect_id=effect_id)
 
@@ -187,8 +201,10 @@ class OutboxStore:
         """
         held = self._release(effect_id)
         if held is not None:
-            body = {"attempt_id": held.attempt_id, "reason": reason}
-            await self._post(f"/v1/reservations/{effect_id}/void", body, "transition", effect_id=effect_id)
+            try:
+                await self.client.void(held.attempt, reason=reason)
+            except OutboxError as error:
+                raise _unasked(error, "transition", effect_id=effect_id) from error
 
     # What agent-ledger's stores offer.
 
@@ -264,16 +280,17 @@ class OutboxStore:
             return False
         if to_status is EffectStatus.REQUIRES_APPROVAL:
             raise EffectStoreError(_BY_A_PERSON, operation="transition", effect_id=effect_id)
-        attempt_id = await self._attempt(effect_id)
-        if attempt_id is None:
+        attempt = await self._attempt(effect_id)
+        if attempt is None:
             return False
         if to_status is EffectStatus.FAILED:
-            return await self._fail(effect_id, attempt_id, error or {})
+            told = await self._settle(attempt, "rejected", **_failure(error or {}))
+            return isinstance(told, Refused) and status_of(told.state) is EffectStatus.FAILED
         asked = self._asked.get(effect_id)
         form = stored_result(stored_form(result, bytes_max=RESULT_BYTES_MAX).value, None if asked is None else asked.wanted)
-        settled = await self._settle(effect_id, attempt_id, "succeeded", result=form)
+        told = await self._settle(attempt, "succeeded", result=form)
         # The same attempt may have been settled by somebody else with another result: then theirs is what happened.
-        return settled is not None and value_of(settled.document.get("result")) == form["value"]
+        return isinstance(told, Done) and value_of(told.document.get("result")) == form["value"]
 
     async def increment_dedup_count(self, idem_key: str, tx: Any = None) -> None:
         """Count that an effect was asked for again. What reaches the gateway is counted there; this is for what does not."""
@@ -328,39 +345,25 @@ class OutboxStore:
 
     # How it is done.
 
-    def _body(self, asked: Asked, attempt_id: UUID) -> dict[str, Any]:
-        guarantee_class = "A" if self.profile.is_retry_safe(asked.wanted.tool) else "C"
-        return call_body(asked.wanted, self.profile, guarantee_class, attempt_id, asked.seconds)  # type: ignore[arg-type]
-
-    def _open(self, asked: Asked, told: Told) -> Effect:
-        attempt, effect_id = told.document["attempt"], str(told.document["reservation_id"])
+    def _open(self, asked: Asked, attempt: Attempt) -> Effect:
+        effect_id = attempt.reservation_id
         self._remember_call(effect_id, asked)
         self._release(effect_id)
-        keeper = asyncio.get_running_loop().create_task(
-            self._keep(effect_id, str(attempt["id"]), float(attempt["lease_seconds"]), asked.seconds)
-        )
-        self._held[effect_id] = _Held(attempt_id=str(attempt["id"]), keeper=keeper)
+        keeper = asyncio.get_running_loop().create_task(self._keep(attempt))
+        self._held[effect_id] = _Held(attempt=attempt, keeper=keeper)
         now = datetime.now(tz=timezone.utc)
-        return fresh_effect(asked.wanted, effect_id, now, attempt.get("provider_key"), bool(attempt.get("recovering")))
+        return fresh_effect(asked.wanted, effect_id, now, attempt.provider_key, attempt.recovering)
 
     def _remember_call(self, effect_id: str, asked: Asked) -> None:
         _remember(self._asked, effect_id, asked)
         _remember(self._ids, asked.wanted.idem_key, effect_id)
 
-    async def _keep(self, effect_id: str, attempt_id: str, lease_seconds: float, seconds: float) -> None:
+    async def _keep(self, attempt: Attempt) -> None:
         """Renew a lease until it is lost, its effect settled, or its handler's time over."""
-        until = asyncio.get_running_loop().time() + seconds
-        while asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(max(lease_seconds / 3, 0.05))
-            try:
-                told = await ask(self.client, f"/v1/reservations/{effect_id}/heartbeat", {"attempt_id": attempt_id})
-            except OutboxError as error:
-                log_event(logging.WARNING, "effect.heartbeat_failed", effect_id=effect_id, error=type(error).__name__)
-                continue
-            if told.status != 200:
-                log_event(logging.WARNING, "effect.lease_lost", effect_id=effect_id, code=told.code)
-                return
-            lease_seconds = float(told.document["lease_seconds"])
+        while attempt.lease.over() is None:
+            await asyncio.sleep(max(min(attempt.lease.seconds / 3, attempt.lease.left()), PAUSE_SECONDS_MIN))
+            if not await self.client.heartbeat(attempt):
+                log_event(logging.WARNING, "effect.lease_not_renewed", effect_id=attempt.reservation_id, lost=attempt.lease.lost)
 
     def _release(self, effect_id: str) -> _Held | None:
         held = self._held.pop(effect_id, None)
@@ -368,37 +371,43 @@ class OutboxStore:
             held.keeper.cancel()
         return held
 
-    async def _attempt(self, effect_id: str) -> str | None:
+    async def _attempt(self, effect_id: str) -> Attempt | None:
         """The attempt by which an effect is settled: this process's open one, else the newest of an effect that has no end."""
         held = self._held.get(effect_id)
         if held is not None:
-            return held.attempt_id
+            return held.attempt
         reservation = await self._reservation(effect_id)
         if reservation is None or reservation.state not in ("executing", "in_doubt") or not reservation.attempts:
             return None
-        return str(reservation.attempts[-1].get("id"))
+        return attempt_of(effect_id, reservation.tool, str(reservation.attempts[-1].get("id")))
 
-    async def _fail(self, effect_id: str, attempt_id: str, error: dict[str, str | None]) -> bool:
-        code, message = error.get("code"), error.get("message")
-        members = {"provider_code": code, "provider_message": message or "It failed."}
-        stated = {name: value for name, value in members.items() if isinstance(value, str)}
-        settled = await self._settle(effect_id, attempt_id, "rejected", **stated)
-        return settled is not None and status_of(str(settled.document.get("state"))) is EffectStatus.FAILED
+    async def _settle(self, attempt: Attempt, outcome: Outcome, **members: Any) -> CallResult | None:
+        """Say what an attempt came to, and what stands then; None where it is none that this agent may settle.
 
-    async def _settle(self, effect_id: str, attempt_id: str, outcome: str, **members: Any) -> Told | None:
-        """Say what an attempt came to; None where the effect has moved on without it."""
-        body = {"attempt_id": attempt_id, "outcome": outcome, **members}
-        told = await self._post(f"/v1/reservations/{effect_id}/settle", body, "transition", effect_id=effect_id)
-        self._release(effect_id)
-        if told.code in ("attempt-closed", "outcome-differs", "attempt-unknown", "not-found", "not-client-executed"):
-            return None
-        if told.status != 200 and told.code not in ("in-doubt", "provider-refused", "failed"):
-            raise _unasked(told.problem, "transition", effect_id=effect_id)
+        Raises:
+            EffectStoreError: the gateway could not be asked; what was said is kept on disk and delivered later.
+        """
+        effect_id = attempt.reservation_id
+        try:
+            told = await self.client.settle(attempt, outcome, **members)
+        except OutboxError as error:
+            if error.code in NOT_OURS:
+                return None
+            raise _unasked(error, "transition", effect_id=effect_id) from error
+        finally:
+            self._release(effect_id)
+        if isinstance(told, Waiting) and not told.document:
+            raise EffectStoreError(
+                "The gateway does not answer. What became of the effect is kept on disk and delivered later.",
+                operation="transition",
+                effect_id=effect_id,
+                details={"kept": True},
+            )
         return told
 
-    async def _known(self, told: Told, wanted: UpsertEffectInput) -> Effect:
-        """The effect that an answer speaks of, of another run."""
-        effect_id = str(told.document.get("reservation_id"))
+    async def _known(self, reservation_id: str | None, wanted: UpsertEffectInput) -> Effect:
+        """The effect of another run that has the key."""
+        effect_id = reservation_id or ""
         _remember(self._met, wanted.idem_key, self._met.get(wanted.idem_key, 0) + 1)
         if effect_id not in self._asked:
             self._remember_call(effect_id, Asked(wanted=wanted, seconds=self.profile.handler_seconds))
@@ -433,12 +442,6 @@ class OutboxStore:
         times_met = self._met.get(reservation.reference or "", 0)
         return effect_of(reservation, None if asked is None else asked.wanted, times_met)
 
-    async def _post(self, path: str, body: dict[str, Any], operation: str, **known: str) -> Told:
-        try:
-            return await ask(self.client, path, body)
-        except OutboxError as error:
-            raise _unasked(error, operation, **known) from error
-
 
 def _remember(memory: OrderedDict[str, Any], name: str, value: Any) -> None:
     memory[name] = value
@@ -447,13 +450,17 @@ def _remember(memory: OrderedDict[str, Any], name: str, value: Any) -> None:
         memory.popitem(last=False)
 
 
-def _doubt(told: Told) -> str | None:
+def _doubt(told: CallResult) -> str | None:
     """Why only a person can say what happened; None where that is not so."""
-    if told.code is None or told.problem.retry.action == "wait":
+    if not isinstance(told, InDoubt) or told.retry.action == "wait":
         return None
-    doubt = told.document.get("doubt")
-    cause = doubt.get("cause") if isinstance(doubt, dict) else None
-    return cause if isinstance(cause, str) else told.code
+    return (told.doubt.cause if told.doubt is not None else None) or told.code
+
+
+def _failure(error: Mapping[str, str | None]) -> dict[str, str]:
+    """What a settlement says of a failure."""
+    told = {"provider_code": error.get("code"), "provider_message": error.get("message") or "It failed."}
+    return {name: text for name, text in told.items() if isinstance(text, str)}
 
 
 def _unasked(error: OutboxError, operation: str, **known: str) -> EffectStoreError:
@@ -461,14 +468,13 @@ def _unasked(error: OutboxError, operation: str, **known: str) -> EffectStoreErr
     return EffectStoreError(str(error), operation=operation, details=details, **known)
 
 
-def _refused(told: Told, wanted: UpsertEffectInput) -> Exception:
+def _refused(problem: OutboxError, wanted: UpsertEffectInput) -> Exception:
     """The exception of a call that was not recorded."""
-    problem = told.problem
-    if told.code == "conflict":
-        fields = told.document.get("fields")
+    if problem.code == "conflict":
+        fields = problem.document.get("fields")
         return EffectConflictError(wanted.idem_key, tuple(map(str, fields)) if isinstance(fields, list) else ())
-    if told.code in ("policy-denied", "review-required", "review-denied", "stopped"):
+    if problem.code in ("policy-denied", "review-required", "review-denied", "stopped"):
         return EffectDeniedError(wanted.idem_key, problem.detail)
-    if told.code in ("invalid-input", "too-large", "missing-key-field"):
+    if problem.code in ("invalid-input", "malformed-arguments", "too-large", "too-deep", "missing-key-field"):
         return EffectLedgerValidationError(problem.detail, field="args")
     return _unasked(problem, "upsert", idem_key=wanted.idem_key)
