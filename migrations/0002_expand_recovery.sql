@@ -4,9 +4,11 @@ alter table reservations
   add column recovery_step integer not null default 0,
   add column lookups integer not null default 0,
   add column absences integer not null default 0,
+  add column absent_at timestamptz,
   add column person_asked_at timestamptz;
 comment on column reservations.recovery_step is 'Which of the contract''s ways out of doubt is being tried; beyond the last one a person is asked.';
 comment on column reservations.absences is 'How many look-ups of the last attempt, sent after absence_counts_at, found nothing.';
+comment on column reservations.absent_at is 'When the last of these was sent: one answer is never counted twice.';
 
 create table breakers (
   organization_id uuid not null,

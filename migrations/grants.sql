@@ -16,7 +16,7 @@ grant insert, update, delete on request_keys to outbox_api;
 grant update (repeats) on tool_calls to outbox_api;
 -- A person's answer to a doubt and a verified webhook are written by the statement that writes look-ups down (ADR 0011). What a
 -- sending needs stays out of reach: no attempt is opened, no lease, gate or provider key is touched, no input is read.
-grant update (state, live, open_attempt_id, unknown_attempts, last_attempt_outcome, absences, lookups, recovery_step, tries, generation,
+grant update (state, live, open_attempt_id, unknown_attempts, last_attempt_outcome, absences, absent_at, lookups, recovery_step, tries, generation,
   refusal_stored, stored_failure, possible_send_at, doubt_since, doubt_cause, absence_counts_at, external_reference, settled_attempt_id,
   settled_at, person_asked_at, changed_at) on reservations to outbox_api;
 grant update (outcome, closed_at, closed_by, reason, proven_absent) on attempts to outbox_api;
@@ -49,7 +49,7 @@ grant select, insert, delete on blocked_runs to outbox_api, outbox_worker;
 grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
 
 -- Client-executed effects: T2 and T3 under the API's role. Grants are by column; that none of it touches what the gateway carries out is
--- held by the triggers `reservation_executor` and `attempt_executor` (ADR 0013).
+-- held by the triggers `reservation_executor` and `attempt_executor` (ADR 0014).
 grant insert on attempts to outbox_api;
 grant update (attempts, epoch, resends, last_attempt_id, late_write, void_reason, provider_status, provider_code) on reservations to outbox_api;
 grant update (lease_until, provider_key, marker, late_outcome, late_write, stored, provider_status, provider_code, provider_request_id,

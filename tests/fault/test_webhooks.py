@@ -101,6 +101,22 @@ def test_a_forged_event(up: OutboxUp) -> None:
     assert statuses(up, effect_of(up, input)) == [400]
 
 
+def test_an_event_of_a_failure(up: OutboxUp) -> None:
+    """A refund that failed at the bank is told of by the same marker: the doubt is not ended by it, and its receipt stays another's."""
+    plan(up, "failed")
+    up.sandbox.plan(PATHS[REFUND], "commit-then-drop")
+    input = refund()
+    receipt = settled(up.call(REFUND, input))
+    effect = effect_of(up, input)
+    assert statuses(up, effect) == [200]
+    assert receipt["confidence"] != "confirmed-by-webhook"
+    assert receipt["external_reference"] == effect
+    detail = up.send("GET", f"/v1/reservations/{receipt['reservation_id']}").document
+    assert (detail["state"], detail["receipt"]) == ("succeeded", receipt)
+    told = [entry["detail"] for entry in detail["evidence"] if entry["detail"].get("by") == "webhook"]
+    assert [entry["type"] for entry in told] == ["refund.failed"]
+
+
 def test_an_event_of_another_effect(up: OutboxUp) -> None:
     """Signed proof of a second effect of one marker is written down as a contradiction; the receipt stays as it is."""
     input = refund()

@@ -1,4 +1,5 @@
-"""What T1, T2, T3, a renewal and the sweep do to reservations, in plain Python: written from design section 4, knowing no SQL.
+"""What T1, T2, T3, a renewal, the sweep and whatever ends a doubt do to reservations, in plain Python: written from design section 4,
+knowing no SQL.
 
 The exhaustive model asks whether these rules are the right ones; this one says in full what they are, with every column that decides,
 so that the store can be compared with it step by step. Times are seconds on a clock that the caller moves.
@@ -39,6 +40,27 @@ class Report:
     reference: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a look-up, a webhook or a person says of an effect.
+
+    Attributes:
+        attempt_id: about which an absence was asked.
+        asked_at: when; None for a person, who looks now.
+        reference: of what happened; None: it did not.
+        needed: how many absences prove it.
+        resends: whether what is absent is sent again.
+    """
+
+    by: str
+    attempt_id: UUID | None = None
+    asked_at: float | None = None
+    reference: str | None = None
+    needed: int = 1
+    resends: bool = False
+    again_seconds: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Attempt:
     """One attempt."""
@@ -51,6 +73,7 @@ class Attempt:
     by_answer: bool = False
     late_outcome: Outcome | None = None
     late_write: bool = False
+    proven_absent: bool = False
 
 
 @dataclass(kw_only=True)
@@ -74,6 +97,10 @@ class Reservation:
     stored_failure: bool = False
     refusal_stored: bool = False
     reference: str | None = None
+    recovery_step: int = 0
+    lookups: int = 0
+    absences: int = 0
+    absent_at: float | None = None
 
     @property
     def open(self) -> Attempt | None:
@@ -83,7 +110,12 @@ class Reservation:
     @property
     def unknown(self) -> int:
         """How many of its attempts may have had an effect."""
-        return sum(attempt.outcome is Outcome.UNKNOWN for attempt in self.attempts)
+        return sum(attempt.outcome is Outcome.UNKNOWN and not attempt.proven_absent for attempt in self.attempts)
+
+    def begin_anew(self) -> None:
+        """Nothing that was asked of an earlier sending speaks of the next one."""
+        self.recovery_step = self.lookups = self.absences = 0
+        self.absent_at = None
 
 
 class Ledger:
@@ -168,11 +200,11 @@ class Ledger:
     def open_attempt(self, one: Reservation, wish: Wish) -> None:
         """The reservation is executing from now on."""
         if not one.attempts:
-            refused = (other.generation for other in self.of_key(one.key) if other.refusal_stored)
-            one.generation = max(refused, default=-1) + 1
+            one.generation = max(other.generation + other.refusal_stored for other in self.of_key(one.key))
         if one.possible_send_at is None:
             one.possible_send_at = self.now
-        one.resends += one.state is State.IN_DOUBT
+        one.resends = one.resends + 1 if one.state is State.IN_DOUBT else 0
+        one.begin_anew()
         until = self.now + wish.lease_seconds
         one.attempts.append(Attempt(id=wish.attempt_id, number=len(one.attempts) + 1, claimed_at=self.now, lease_until=until))
         one.state, one.due_at = State.EXECUTING, until
@@ -222,6 +254,8 @@ class Ledger:
         current = one.open is attempt
         if report.outcome is Outcome.SUCCEEDED:
             return self.succeed(one, attempt, report)
+        if report.late_write and report.outcome is Outcome.UNKNOWN and attempt.proven_absent and not attempt.late_write:
+            return self.disprove(one, attempt, report)
         if current:
             self.close(one, attempt, report)
             return "settled"
@@ -243,6 +277,7 @@ class Ledger:
         if one.open is not None and one.open is not attempt:
             one.open.outcome = Outcome.UNKNOWN
         attempt.outcome, attempt.by_answer, attempt.late_write = report.outcome, True, attempt.late_write or report.late_write
+        attempt.proven_absent = False
         one.stored_failure |= report.stored_failure
         one.state, one.reference, one.due_at = State.SUCCEEDED, report.reference, NEVER
         return "settled"
@@ -264,12 +299,13 @@ class Ledger:
         if one.unknown:
             if nothing_sent:  # A resend that was not sent or was put off counts as a try, not as a resend.
                 one.tries, one.resends = one.tries + 1, one.resends - 1
-            one.state = State.IN_DOUBT
+            one.state, one.absences, one.absent_at = State.IN_DOUBT, 0, None
             one.absence_counts_at = latest(one.absence_counts_at, max(attempt.lease_until, self.now) + report.settle_seconds)
             person = one.late_write or report.recover_seconds is None
             one.due_at = NEVER if person else self.now + (report.recover_seconds or 0.0)
             return
         one.tries += 1
+        one.begin_anew()
         one.state, one.possible_send_at, one.absence_counts_at = State.RESERVED, None, None
         one.due_at = self.now if one.tries >= TRIES_MAX else min(self.now + report.again_seconds, one.not_after)
 
@@ -283,10 +319,86 @@ class Ledger:
             attempt.late_outcome = report.outcome
             attempt.late_write |= report.late_write and unknown
         if freezes:
-            one.late_write = True
+            one.late_write, one.absences, one.absent_at = True, 0, None
             one.absence_counts_at = latest(one.absence_counts_at, self.now + report.settle_seconds)
             one.due_at = NEVER if one.state is State.IN_DOUBT else one.due_at
         return "evidence" if new else "already"
+
+    def disprove(self, one: Reservation, attempt: Attempt, report: Report) -> str:
+        """What was thought absent has left after all: in doubt again, or, where it is closed, its key is refused."""
+        if one.state in (State.FAILED, State.VOIDED):
+            self.contradictions.setdefault((one.id, f"late-write:{attempt.id}"), True)
+            return "contradiction"
+        if one.state is State.SUCCEEDED:
+            return self.note(one, attempt, report)
+        attempt.proven_absent = False
+        if one.state is not State.RESERVED:
+            return self.note(one, attempt, report)
+        if one.possible_send_at is None:
+            one.possible_send_at = attempt.claimed_at
+        attempt.by_answer, attempt.late_write, one.late_write = True, True, True
+        one.stored_failure |= report.stored_failure
+        self.leave(one, attempt, report)
+        return "settled"
+
+    # What ends a doubt from outside ---------------------------------------------------------------------------------------------
+
+    def look_up(self, id: UUID, attempt_id: UUID, *, step: int, away_seconds: float) -> bool:
+        """Whether the provider may be asked now about the newest attempt; while it is, nobody else asks."""
+        one = self.reservations[id]
+        if one.state is not State.IN_DOUBT or one.attempts[-1].id != attempt_id or one.due_at > self.now:
+            return False
+        one.due_at = self.now + away_seconds
+        one.lookups, one.recovery_step = one.lookups + 1, step
+        return True
+
+    def resolve(self, id: UUID, answer: Answer) -> str:
+        """Write down what somebody else than the sender knows."""
+        one = self.reservations[id]
+        if answer.reference is not None:
+            return self.happened(one, answer.reference)
+        if one.state is not State.IN_DOUBT or one.attempts[-1].id != answer.attempt_id:
+            return "stale"
+        assert one.absence_counts_at is not None
+        asked_at = self.now if answer.asked_at is None else answer.asked_at
+        if asked_at < one.absence_counts_at:
+            return "too-early"
+        looked_up = answer.by == "lookup"
+        if looked_up and (one.late_write or (one.absent_at is not None and asked_at <= one.absent_at)):
+            return "stale"
+        if one.absences + 1 < answer.needed:
+            one.absences, one.absent_at, one.due_at = one.absences + 1, asked_at, self.now + answer.again_seconds
+            return "noted"
+        for attempt in one.attempts:
+            attempt.proven_absent |= attempt.outcome is Outcome.UNKNOWN
+        self.absent(one, answer)
+        return "settled"
+
+    def happened(self, one: Reservation, reference: str) -> str:
+        """Proof of an effect settles what is open, at any time."""
+        if one.state is State.SUCCEEDED and one.reference == reference:
+            return "known"
+        if one.state not in (State.EXECUTING, State.IN_DOUBT):
+            self.contradictions.setdefault((one.id, reference), True)
+            return "contradiction"
+        if one.open is not None:
+            one.open.outcome = Outcome.UNKNOWN
+        one.begin_anew()
+        one.state, one.reference, one.due_at = State.SUCCEEDED, reference, NEVER
+        return "settled"
+
+    def absent(self, one: Reservation, answer: Answer) -> None:
+        """No attempt had an effect: sent again while that is allowed, else failed. A stored failure would be told for ever."""
+        one.begin_anew()
+        over = one.tries + 1 >= TRIES_MAX or one.not_after <= self.now
+        if answer.by == "person" or not answer.resends or over:
+            one.refusal_stored |= one.stored_failure
+            one.state, one.due_at = State.FAILED, NEVER
+            return
+        one.generation += one.stored_failure
+        one.tries, one.stored_failure = one.tries + 1, False
+        one.state, one.possible_send_at, one.absence_counts_at = State.RESERVED, None, None
+        one.due_at = self.now + answer.again_seconds
 
 
 def latest(one: float | None, other: float) -> float:

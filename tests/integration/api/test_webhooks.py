@@ -65,11 +65,13 @@ class Provider:
         return attempt
 
 
-def event(reference: str = "re_1", *, marker: Any = MARKER, id: Any = "evt_1") -> dict[str, Any]:
+def event(
+    reference: str = "re_1", *, marker: Any = MARKER, id: Any = "evt_1", kind: str = "refund.created", status: str = "succeeded"
+) -> dict[str, Any]:
     """A refund's event as Stripe sends it."""
-    effect = {"id": reference, "object": "refund", "amount": 1200, "currency": "eur", "status": "succeeded"}
+    effect = {"id": reference, "object": "refund", "amount": 1200, "currency": "eur", "status": status}
     metadata = {} if marker is None else {"outbox": marker}
-    return {"id": id, "object": "event", "type": "refund.created", "data": {"object": {**effect, "metadata": metadata}}}
+    return {"id": id, "object": "event", "type": kind, "data": {"object": {**effect, "metadata": metadata}}}
 
 
 @pytest.fixture
@@ -141,6 +143,48 @@ async def test_an_event_of_a_second_effect(provider: Provider, agent: httpx2.Asy
     assert await provider.verdict(event("re_2", id="evt_2")) == "contradiction"
     row = await standing(scene, attempt.reservation_id)
     assert (row["state"], row["external_reference"], row["contradictions"]) == ("succeeded", "re_1", 1)
+
+
+FAILURES = [
+    {"kind": "refund.failed", "status": "failed"},
+    {"kind": "refund.updated", "status": "canceled"},
+    {"kind": "refund.created", "status": "failed"},
+    {"kind": "charge.refunded"},
+]
+
+
+@pytest.mark.parametrize("told", FAILURES, ids=lambda told: "-".join(told.values()))
+async def test_an_event_that_proves_nothing(
+    provider: Provider, agent: httpx2.AsyncClient, scene: Scene, told: dict[str, str]
+) -> None:
+    """A failed, cancelled or other event of the marker settles no doubt; it is kept as evidence, once, and a true one still settles."""
+    attempt = await provider.doubtful(agent)
+    before = await standing(scene, attempt.reservation_id)
+    assert await provider.verdict(event(**told)) == "evidence"
+    assert await provider.verdict(event(**told)) == "duplicate"
+    assert await standing(scene, attempt.reservation_id) == {**before, "entries": before["entries"] + 1}
+    [entry] = await evidence(scene, attempt.reservation_id)
+    assert (entry["by"], entry["type"], entry["external_reference"]) == ("webhook", told["kind"], "re_1")
+    assert "about_the_receipt" not in entry
+    assert await provider.verdict(event(id="evt_2")) == "settled"
+
+
+async def test_an_event_that_speaks_against_a_receipt(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """A refund that failed after it was made is evidence beside its receipt, which stays; against a failure it is no contradiction."""
+    attempt = await provider.doubtful(agent)
+    assert await provider.verdict(event()) == "settled"
+    before = await standing(scene, attempt.reservation_id)
+    assert await provider.verdict(event(id="evt_2", kind="refund.failed", status="failed")) == "evidence"
+    after = await standing(scene, attempt.reservation_id)
+    assert after == {**before, "entries": before["entries"] + 1}
+    entries = await evidence(scene, attempt.reservation_id)
+    assert [entry.get("about_the_receipt") for entry in entries] == [True]
+
+
+async def evidence(scene: Scene, reservation_id: UUID) -> list[dict[str, Any]]:
+    """The evidence of a reservation that came by webhook."""
+    query = "select detail from ledger_entries where {own} and reservation_id = $1 and kind = 'evidence' order by id"
+    return [row["detail"] for row in await scene.fetch(query, reservation_id)]
 
 
 async def test_a_key_that_was_free_again(

@@ -81,7 +81,7 @@ class Reservation:
 
     def opened(self, attempt: Claimed) -> None:
         """An attempt was opened."""
-        self.resends += self.state is State.IN_DOUBT
+        self.resends = self.resends + 1 if self.state is State.IN_DOUBT else 0
         self.state, self.open, self.newest = State.EXECUTING, attempt.attempt_id, attempt.attempt_id
         self.attempts[attempt.attempt_id] = Attempt(claimed=attempt)
 

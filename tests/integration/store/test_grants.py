@@ -47,7 +47,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "webhooks_in": {"outbox_api": SI},
 }
 ENDS_A_DOUBT = {
-    "reservations": "state live open_attempt_id unknown_attempts last_attempt_outcome absences lookups recovery_step tries generation "
+    "reservations": "state live open_attempt_id unknown_attempts last_attempt_outcome absences absent_at lookups recovery_step tries generation "
     "refusal_stored stored_failure possible_send_at doubt_since doubt_cause absence_counts_at external_reference settled_attempt_id "
     "settled_at person_asked_at changed_at",
     "attempts": "outcome closed_at closed_by reason proven_absent",
@@ -63,7 +63,7 @@ CARRIES_OUT = {
     "provider_seconds",
     "probes": "answered_at found verdict",
 }
-"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0013)."""
+"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0014)."""
 
 BROUGHT_ALONG = {
     "tool_contracts": "organization_id tool version document inline_digest",

@@ -1,8 +1,9 @@
 """The store, driven by rules in any order and compared after every step with the reference of `tests/model/reservation.py`.
 
-Two machines. `Books` reports any outcome for any attempt, in any order and late, and asks that verdicts, columns and the invariants of
-the database are those of the reference. `Promise` adds a provider and honest workers, and asks what the product promises: at most one
-effect per operation key, a receipt for it, and none where the answer was no.
+Two machines. `Books` reports any outcome for any attempt, in any order and late, lets look-ups, webhooks and people say anything of any
+doubt, and asks that verdicts, columns and the invariants of the database are those of the reference. `Promise` adds a provider and honest
+workers, look-ups, webhooks and people, and asks what the product promises: at most one effect per operation key, a receipt for it, and none
+where the answer was no.
 
 Time is moved by taking it from the rows. Everything lasts quarters of a tick, and ticks are hours, so that no comparison ever depends on
 how long a test took. `OUTBOX_TEST_HYPOTHESIS=long` searches longer.
@@ -14,6 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from types import ModuleType
 from typing import Any, TypeVar
@@ -25,17 +27,20 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tests.integration.store.races import Store
-from tests.model.reservation import NEVER, TRIES_MAX, Attempt, Ledger, Report, Reservation, Wish
+from tests.model.reservation import NEVER, TRIES_MAX, Answer, Attempt, Ledger, Report, Reservation, Wish
 from tests.support.invariants import violations
 from tests.support.ledger import settlement_of
 from tests.support.postgres import Database
 
 from outbox_domain.reservation import OPEN, Confidence, Outcome, State
 from outbox_store import claim as claim_module
+from outbox_store import lookups
+from outbox_store import resolve as resolve_module
 from outbox_store import settle as settle_module
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim, renew
 from outbox_store.reserve import Contradicted, Held, NewReservation, Verdict, Won, reserve
+from outbox_store.resolve import Resolution, Resolved, resolve
 from outbox_store.settle import ReceiptDraft, Settled, Settlement, settle
 from outbox_store.sweep import Lapse, due, lapse
 
@@ -53,7 +58,7 @@ SEARCH = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 CONTROL = settings(SEARCH, max_examples=60, phases=[Phase.generate])
-pytestmark = pytest.mark.timeout(7200 if LONG else 300)
+pytestmark = pytest.mark.timeout(7200 if LONG else 900)
 
 TICK = 3600.0
 LEASE = 1.5 * TICK
@@ -63,6 +68,10 @@ WINDOW = 8.5 * TICK
 NEEDS = 2.25 * TICK
 NOT_AFTER = 12.75 * TICK
 RESENDS_MAX = 3
+AWAY = 0.75 * TICK
+"""How long a look-up may take before another is made."""
+
+ABSENCES = 2
 TOLERANCE = 600.0
 """How far the rows' times may be from the reference's: the time that an example took."""
 
@@ -77,17 +86,17 @@ MOVE = [
     "update open_reservations set due_at = due_at - $1 where due_at < 'infinity'",
     "update attempts set claimed_at = claimed_at - $1, lease_until = lease_until - $1",
     "update reservations set not_after = not_after - $1, possible_send_at = possible_send_at - $1, "
-    "absence_counts_at = absence_counts_at - $1 where state in ('reserved', 'executing', 'in_doubt')",
+    "absence_counts_at = absence_counts_at - $1, absent_at = absent_at - $1 where state in ('reserved', 'executing', 'in_doubt')",
 ]
 LOOK = """
 select r.id, r.state, r.generation, r.attempts, r.unknown_attempts, r.tries, r.resends, r.late_write, r.stored_failure, r.refusal_stored,
-  r.external_reference, r.open_attempt_id, extract(epoch from r.possible_send_at - now())::float8 as possible_send,
+  r.external_reference, r.open_attempt_id, r.recovery_step, r.lookups, r.absences, extract(epoch from r.possible_send_at - now())::float8 as possible_send,
   extract(epoch from r.absence_counts_at - now())::float8 as absence,
   case when o.due_at = 'infinity' then 'infinity' else extract(epoch from o.due_at - now())::float8 end as due
 from reservations r left join open_reservations o on (o.organization_id, o.reservation_id) = (r.organization_id, r.id)
 """
 LOOK_AT_ATTEMPTS = """
-select id, reservation_id, number, outcome, late_outcome, late_write, extract(epoch from lease_until - now())::float8 as lease from attempts
+select id, reservation_id, number, outcome, late_outcome, late_write, proven_absent, extract(epoch from lease_until - now())::float8 as lease from attempts
 """
 FORGET = (
     "contradictions",
@@ -132,6 +141,22 @@ class Drive:
             self.run(self.store.owner.execute(f"delete from {table}"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A look-up under way.
+
+    Attributes:
+        at: when it was sent, by the reference's clock; later ones are later, if by next to nothing.
+        sent: the same by Postgres's clock, when the reference's showed `now`.
+    """
+
+    reservation_id: UUID
+    attempt_id: UUID
+    at: float
+    sent: datetime
+    now: float
+
+
 class Machine(RuleBasedStateMachine):
     """What both machines do: reserve, claim, renew, wait, sweep, and compare."""
 
@@ -144,8 +169,9 @@ class Machine(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.rows: list[NewReservation] = []
         self.claims: list[Claimed] = []
+        self.asked: list[Asked] = []
         self.steps = 0
-        self.left = Counter({"repeat": 3, "renew": 3, "wait": 5, "sweep": 4, "use up": 1})
+        self.left = Counter({"repeat": 3, "renew": 3, "wait": 5, "sweep": 4, "use up": 1, "look up": 6, "absence": 3, "say": 5})
 
     # Choosing ------------------------------------------------------------------------------------------------------------------
 
@@ -367,6 +393,50 @@ class Machine(RuleBasedStateMachine):
         assert result == Settled(verdict=expected, state=self.ledger.reservations[claimed.reservation_id].state)  # type: ignore[arg-type]
         return expected
 
+    # What ends a doubt from outside ----------------------------------------------------------------------------------------------
+
+    def look_up(self, claimed: Claimed) -> Asked | None:
+        """Take a doubt up for one look-up about an attempt, and compare."""
+        one = self.ledger.reservations[claimed.reservation_id]
+        expected = self.ledger.look_up(one.id, claimed.attempt_id, step=1, away_seconds=AWAY)
+        begun = lookups.begin(
+            self.drive.store.worker, claimed.organization_id, one.id, claimed.attempt_id, step=1, away_seconds=AWAY
+        )
+        found = self.drive.run(begun)
+        assert (found is not None) == expected, found
+        self.drive.met[f"look up: {expected}"] += 1
+        if found is None:
+            return None
+        assert (found.lookups, found.absences, found.late_write) == (one.lookups, one.absences, one.late_write)
+        at = self.ledger.now + len(self.asked) * 1e-6
+        asked = Asked(reservation_id=one.id, attempt_id=claimed.attempt_id, at=at, sent=found.asked_at, now=self.ledger.now)
+        self.asked.append(asked)
+        return asked
+
+    def not_there(self, asked: Asked, *, resends: bool = True) -> str:
+        """The look-up found nothing."""
+        answer = Answer(by="lookup", attempt_id=asked.attempt_id, asked_at=asked.at, needed=ABSENCES, resends=resends)
+        return self.answer(asked.reservation_id, answer, sent=asked.sent - timedelta(seconds=self.ledger.now - asked.now))
+
+    def answer(self, id: UUID, answer: Answer, *, sent: datetime | None = None) -> str:
+        """Say something of an effect, and compare the verdict and the state."""
+        one = self.ledger.reservations[id]
+        before = one.state
+        expected = self.ledger.resolve(id, answer)
+        resolution = resolution_as(self.drive.store.world.organization_id, id, answer, sent)
+        [result] = self.drive.run(resolve(self.drive.store.worker, [resolution], tries_max=TRIES_MAX))
+        assert isinstance(result, Resolved), result
+        assert (result.verdict, result.state) == (expected, one.state)
+        self.drive.met[f"resolve: {expected}"] += 1
+        self.drive.met[f"{before} -> {one.state} by {answer.by}"] += one.state != before
+        return expected
+
+    def doubted(self) -> list[Claimed]:
+        """The newest attempt of each reservation in doubt."""
+        doubts = [one for one in self.ledger.reservations.values() if one.state is State.IN_DOUBT]
+        newest = {one.attempts[-1].id for one in doubts}
+        return [claimed for claimed in self.claims if claimed.attempt_id in newest]
+
     # After every step ----------------------------------------------------------------------------------------------------------
 
     @invariant()
@@ -381,12 +451,8 @@ class Machine(RuleBasedStateMachine):
         assert {record["id"] for record in found} == set(attempts)
         for record in found:
             attempt = attempts[record["id"]]
-            assert (record["number"], record["outcome"], record["late_outcome"], record["late_write"]) == (
-                attempt.number,
-                attempt.outcome,
-                attempt.late_outcome,
-                attempt.late_write,
-            )
+            names = ("number", "outcome", "late_outcome", "late_write", "proven_absent")
+            assert {name: record[name] for name in names} == {name: getattr(attempt, name) for name in names}
             assert record["lease"] == self.seconds_until(attempt.lease_until)
 
     def compare(self, record: asyncpg.Record, one: Reservation) -> None:
@@ -398,6 +464,8 @@ class Machine(RuleBasedStateMachine):
         if one.state is not State.SUCCEEDED:
             assert record["unknown_attempts"] == one.unknown
         if one.state in OPEN:
+            asked = ("recovery_step", "lookups", "absences")
+            assert {name: record[name] for name in asked} == {name: getattr(one, name) for name in asked}
             assert record["due"] == self.seconds_until(one.due_at)
             assert record["possible_send"] == self.seconds_until(one.possible_send_at)
             assert record["absence"] == self.seconds_until(one.absence_counts_at)
@@ -480,11 +548,68 @@ class Books(Machine):
         self.say(found[-1 - pick % len(found)], kind(Outcome.UNKNOWN, late_write=True), again=False)
 
     def overtaken(self) -> list[Claimed]:
-        """Closed attempts of reservations that are still under way or in doubt, and not frozen yet."""
-        rows = self.ledger.reservations
-        states = (State.EXECUTING, State.IN_DOUBT)
-        doubtful = [claimed for claimed in self.claims if rows[claimed.reservation_id].state in states]
-        return [claimed for claimed in doubtful if not self.is_open(claimed) and not rows[claimed.reservation_id].late_write]
+        """Closed attempts that have said nothing of a late write, those first that were thought absent."""
+        pairs = [(claimed, self.ledger.attempt(claimed.reservation_id, claimed.attempt_id)) for claimed in self.claims]
+        closed = [(claimed, attempt) for claimed, attempt in pairs if attempt.outcome is not None and not attempt.late_write]
+        return [claimed for claimed, attempt in sorted(closed, key=lambda pair: pair[1].proven_absent)]
+
+    @precondition(lambda self: self.claims and self.left["look up"])
+    @rule(pick=PICKS, anything=SELDOM)
+    def begin_a_look_up(self, pick: int, anything: bool) -> None:
+        """A worker wants to ask the provider: about a doubt, or about whatever it thinks is one."""
+        self.spend("look up")
+        found = self.claims if anything else self.doubted() or self.claims
+        self.look_up(found[-1 - pick % len(found)])
+
+    @precondition(lambda self: self.asked)
+    @rule(pick=PICKS, absent=st.sampled_from((True, True, True, False)), resends=st.booleans(), again=SELDOM)
+    def hear_a_look_up(self, pick: int, absent: bool, resends: bool, again: bool) -> None:
+        """A look-up is answered, however late, or told twice."""
+        asked = self.asked[-1 - pick % len(self.asked)]
+        for _ in range(2 if again else 1):
+            if absent:
+                self.not_there(asked, resends=resends)
+            else:
+                reference = f"re_1 of {asked.reservation_id}"
+                self.answer(asked.reservation_id, Answer(by="lookup", attempt_id=asked.attempt_id, reference=reference))
+
+    @precondition(lambda self: self.doubted() and self.left["absence"])
+    @rule(pick=PICKS, resends=st.sampled_from((True, True, False)), person=SELDOM)
+    def find_absent(self, pick: int, resends: bool, person: bool) -> None:
+        """A shorter way to where it is interesting: the time has come, and nothing is there, twice."""
+        self.spend("absence")
+        found = self.doubted()
+        claimed = found[-1 - pick % len(found)]
+        counts_at = self.ledger.reservations[claimed.reservation_id].absence_counts_at
+        assert counts_at is not None
+        while self.ledger.now < counts_at:
+            self.move(TICK)
+        if person:
+            self.answer(claimed.reservation_id, Answer(by="person", attempt_id=claimed.attempt_id))
+            return
+        for _ in range(ABSENCES):
+            if (asked := self.look_up(claimed)) is not None:
+                self.not_there(asked, resends=resends)
+
+    @precondition(lambda self: self.claims and self.left["say"])
+    @rule(
+        pick=PICKS,
+        by=st.sampled_from(("person", "webhook")),
+        says=st.sampled_from((None, None, "re_1", "re_1", "re_2")),
+        anything=SELDOM,
+        again=SELDOM,
+    )
+    def hear(self, pick: int, by: str, says: str | None, anything: bool, again: bool) -> None:
+        """A webhook tells of an effect, or a person says what happened, of whatever it is and whenever."""
+        self.spend("say")
+        found = self.claims if anything else self.doubted() or self.claims
+        claimed = found[-1 - pick % len(found)]
+        if says is None:
+            answer = Answer(by="person", attempt_id=claimed.attempt_id)
+        else:
+            answer = Answer(by=by, reference=f"{says} of {claimed.reservation_id}")
+        for _ in range(2 if again else 1):
+            self.answer(claimed.reservation_id, answer)
 
     @precondition(lambda self: self.denied())
     @rule(pick=PICKS, report=st.sampled_from([report for report in REPORTS if report.reference]))
@@ -536,6 +661,29 @@ def settlement_as(claimed: Claimed, report: Report) -> Settlement:
         again_seconds=report.again_seconds,
         recover_seconds=report.recover_seconds,
         receipt=receipt,
+    )
+
+
+def resolution_as(organization_id: UUID, id: UUID, answer: Answer, sent: datetime | None) -> Resolution:
+    """An answer as the store takes it."""
+    return Resolution(
+        organization_id=organization_id,
+        reservation_id=id,
+        attempt_id=answer.attempt_id,
+        happened=answer.reference is not None,
+        by=answer.by,  # type: ignore[arg-type]
+        asked_at=sent,
+        absences_needed=answer.needed,
+        then="resend" if answer.resends else "fail",
+        again_seconds=answer.again_seconds,
+        receipt_id=uuid4(),
+        provider="stripe",
+        external_reference=answer.reference,
+        provider_request_id=None,
+        evidence=[{"kind": answer.by}],
+        sealed_result=None,
+        said_by=["person:ada"] if answer.by == "person" else None,
+        reason="said so",
     )
 
 
@@ -680,6 +828,67 @@ class Promise(Machine):
         if again:
             assert self.report(sending.claimed, report) == "already"
 
+    def effect_of(self, key: str) -> str | None:
+        """What the provider shows under the marker of an operation key."""
+        return next((reference for of, reference in self.provider.effects if of == key), None)
+
+    @precondition(lambda self: self.doubted() and self.left["look up"])
+    @rule(pick=PICKS, unheard=SELDOM)
+    def ask_the_provider(self, pick: int, unheard: bool) -> None:
+        """A worker looks a doubt up, where its tool can be looked up, and writes down what it saw, unless it dies."""
+        self.spend("look up")
+        found = [claimed for claimed in self.doubted() if self.ledger.reservations[claimed.reservation_id].guarantee_class != "C"]
+        if not found:
+            return
+        claimed = found[-1 - pick % len(found)]
+        asked = self.look_up(claimed)
+        if asked is None or unheard:
+            return
+        one = self.ledger.reservations[claimed.reservation_id]
+        if (reference := self.effect_of(one.key)) is not None:
+            assert self.answer(one.id, Answer(by="lookup", attempt_id=claimed.attempt_id, reference=reference)) == "settled"
+        else:
+            self.not_there(asked)
+
+    @precondition(lambda self: self.doubted() and self.left["say"])
+    @rule(pick=PICKS)
+    def ask_a_person(self, pick: int) -> None:
+        """A person looks at the provider and says what is there."""
+        self.spend("say")
+        found = self.doubted()
+        claimed = found[-1 - pick % len(found)]
+        one = self.ledger.reservations[claimed.reservation_id]
+        reference = self.effect_of(one.key)
+        self.answer(one.id, Answer(by="person", attempt_id=None if reference else claimed.attempt_id, reference=reference))
+
+    @precondition(lambda self: self.provider.effects)
+    @rule(pick=PICKS)
+    def tell_by_webhook(self, pick: int) -> None:
+        """The provider tells of an effect by itself: early, late, or once more. Nobody denies it."""
+        key, reference = self.provider.effects[-1 - pick % len(self.provider.effects)]
+        rows = list(self.ledger.of_key(key))
+        open_ones = [one for one in rows if one.reference == reference or one.state in (State.EXECUTING, State.IN_DOUBT)]
+        verdict = self.answer((open_ones or rows)[-1].id, Answer(by="webhook", reference=reference))
+        assert verdict in ("settled", "known"), verdict
+
+    @precondition(lambda self: self.doubted() and self.left["absence"])
+    @rule(pick=PICKS)
+    def wait_for_the_end(self, pick: int) -> None:
+        """A shorter way to where it is interesting: the time of an absence has come, and the provider is asked twice."""
+        self.spend("absence")
+        found = self.doubted()
+        claimed = found[-1 - pick % len(found)]
+        one = self.ledger.reservations[claimed.reservation_id]
+        assert one.absence_counts_at is not None
+        while self.ledger.now < one.absence_counts_at:
+            self.move(TICK)
+        for _ in range(ABSENCES):
+            if one.guarantee_class != "C" and (asked := self.look_up(claimed)) is not None:
+                if (reference := self.effect_of(one.key)) is not None:
+                    self.answer(one.id, Answer(by="lookup", attempt_id=claimed.attempt_id, reference=reference))
+                else:
+                    self.not_there(asked)
+
     @invariant()
     def the_promise_holds(self) -> None:
         """One effect per operation key; a success has it, with its reference; a failure and a withdrawal have none, now or later."""
@@ -735,6 +944,11 @@ def test_the_books_are_those_of_the_reference(drive: Drive) -> None:
             "in_doubt -> succeeded",
             "in_doubt -> reserved",
         ),
+        *("look up: True", "look up: False"),
+        *(f"resolve: {verdict}" for verdict in ("settled", "noted", "too-early", "stale", "known", "contradiction")),
+        *(f"in_doubt -> succeeded by {by}" for by in ("lookup", "webhook", "person")),
+        *("in_doubt -> reserved by lookup", "in_doubt -> failed by lookup", "in_doubt -> failed by person"),
+        *("executing -> succeeded by webhook", "reserved -> in_doubt"),
     }
     assert {situation for situation in everything if not drive.met[situation]} == set(), drive.met
 
@@ -745,6 +959,8 @@ def test_the_promise_is_kept(drive: Drive) -> None:
     everything = {
         *("claim: claim", "resend: claim", "lapse", "settle: settled", "settle: already"),
         *("executing -> succeeded", "executing -> in_doubt", "executing -> reserved"),
+        *("in_doubt -> succeeded by lookup", "in_doubt -> reserved by lookup", "in_doubt -> succeeded by webhook"),
+        "in_doubt -> succeeded by person",
     }
     assert {situation for situation in everything if not drive.met[situation]} == set(), drive.met
 
@@ -754,6 +970,11 @@ WITHOUT: list[tuple[str, ModuleType, str, str, str]] = [
     ("an outcome speaks of its own attempt", settle_module, "SETTLE", "      when l.unknown_attempts > 0 then 'in_doubt'\n", ""),
     ("a resend counts from the first sending", claim_module, "CLAIM", "coalesce(r.possible_send_at, now())", "now()"),
     ("a lease is not renewed for ever", claim_module, "RENEW", "least(now() + make_interval(secs => $3), a.claimed_at", "greatest(now() + make_interval(secs => $3), a.claimed_at"),
+    ("an absence is asked after its time", resolve_module, "RESOLVE", "when coalesce(l.asked_at, now()) < l.absence_counts_at then", "when false then"),
+    ("an absence speaks of the newest attempt", resolve_module, "RESOLVE", "when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then", "when l.state <> 'in_doubt' then"),
+    ("it takes several absences", resolve_module, "RESOLVE", "when l.absences + 1 < l.absences_needed then", "when false then"),
+    ("one answer is one absence", resolve_module, "RESOLVE", "when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'", ""),
+    ("a late write of what was thought absent is a doubt", settle_module, "SETTLE", "when l.disproves and l.state = 'reserved' then 'settled'", ""),
     ("a late write puts off when an absence counts", settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
 INDEX = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"

@@ -129,6 +129,11 @@ BROKEN: list[tuple[str, Document, str]] = [
     ("keys-and-markers", changed(REFUND, lambda d: d["request"].update(provider_key={"header": "A\r\nB"})), "cannot travel"),
     ("keys-and-markers", changed(REFUND, lambda d: d["request"].update(provider_key=d["request"]["marker"])), "share a field"),
     ("keys-and-markers", changed(REFUND, lambda d: d["request"].update(method="DELETE")), "has no body"),
+    ("webhook", changed(REFUND, lambda d: d["webhook"].pop("types")), "names the types of event that prove"),
+    ("webhook", changed(REFUND, lambda d: d["webhook"].update(types=["refund created"])), "no type of event"),
+    ("webhook", changed(REFUND, lambda d: d["webhook"].update(when="status==")), "no JMESPath"),
+    ("webhook", changed(REFUND, lambda d: d["webhook"].update(signature="none")), "signature is one of stripe"),
+    ("webhook", changed(REFUND, lambda d: d["request"].pop("marker")), "is found by a marker"),
     # What answers mean.
     ("outcomes", with_outcomes(TICKET, REJECTED), "says when the tool succeeded"),
     ("outcomes", with_outcomes(TICKET, SUCCEEDED | {"status": []}), "names status codes"),

@@ -336,10 +336,19 @@ RecoveryRule = Annotated[
 
 
 class WebhookRule(_Rule):
-    """How a webhook of the provider is recognised: the signature scheme and the JMESPath of the marker in it."""
+    """How a webhook of the provider is recognised, and which ones prove the effect. The others are evidence and settle nothing.
+
+    Attributes:
+        signature: the signature scheme.
+        match: JMESPath of the marker in the event.
+        types: the types of event that prove the effect. Without any none does.
+        when: JMESPath into the event that must be truthy besides: a refund that is created as failed proves none.
+    """
 
     signature: str
     match: str
+    types: tuple[str, ...] = ()
+    when: str | None = None
 
 
 class DoubtRule(_Rule):

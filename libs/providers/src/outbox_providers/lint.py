@@ -20,6 +20,7 @@ from outbox_domain.reservation import Outcome
 from outbox_providers.driver import RESERVED_HEADERS
 from outbox_providers.reading import expression, header_name
 from outbox_providers.templates import WHEN, field_steps, plant
+from outbox_providers.webhooks import EVENT_TYPE, SIGNATURE_HEADERS
 
 _FREE_TEXTS = ("Sorry, the parcel was late; please see to it.", "sorry the parcel was late", "Für A. Berg, wie besprochen")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,100}")
@@ -161,6 +162,24 @@ def _lookup(contract: ToolContract) -> Iterator[str]:
     yield from _expression_findings("the lookup's match", lookup.match.replace("{marker}", "obx"))
     if lookup.more is not None:
         yield from _expression_findings("the lookup's more", lookup.more)
+
+
+def _webhook(contract: ToolContract) -> Iterator[str]:
+    """A webhook settles a doubt for good, so a contract says which ones may."""
+    rule = contract.webhook
+    if rule is None:
+        return
+    if rule.signature not in SIGNATURE_HEADERS:
+        yield f"the webhook's signature is one of {', '.join(SIGNATURE_HEADERS)}"
+    if contract.request.marker is None:
+        yield "what a webhook tells of is found by a marker, so one is planted"
+    if not rule.types:
+        yield "the webhook names the types of event that prove the effect; a failed one is told of by the same marker"
+    for kind in rule.types:
+        if EVENT_TYPE.fullmatch(kind) is None:
+            yield f"the webhook's {kind[:100]!r} is no type of event"
+    if rule.when is not None:
+        yield from _expression_findings("the webhook's when", rule.when)
 
 
 def _keys_and_markers(contract: ToolContract) -> Iterator[str]:
@@ -511,6 +530,7 @@ _RULES_OF_ALL: Mapping[str, Rule] = {
     "request": _request,
     "expressions": _expressions,
     "lookup": _lookup,
+    "webhook": _webhook,
 }
 _RULES_OF_WRITES: Mapping[str, Rule] = {
     "owner": _owner,

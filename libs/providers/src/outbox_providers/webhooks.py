@@ -1,4 +1,4 @@
-"""What a provider sends on its own: is it signed by the provider, which event is it, and of which effect does it tell?
+"""What a provider sends on its own: is it signed, which event is it, of which effect does it tell, and does it prove that one?
 
 Everything but a verified event is foreign. Source: docs.stripe.com/webhooks ("Verify webhook signatures manually").
 """
@@ -27,7 +27,9 @@ SIGNATURE_HEADERS: Mapping[str, str] = {STRIPE: "stripe-signature"}
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _EVENT_ID = re.compile(r"[!-~]{1,255}")
-_EVENT_TYPE = re.compile(r"[A-Za-z0-9_.]{1,100}")
+EVENT_TYPE = re.compile(r"[A-Za-z0-9_.]{1,100}")
+"""What a type of event looks like; another is foreign text."""
+
 _MARKER = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -95,7 +97,7 @@ def read_event(body: bytes) -> Event:
     if not isinstance(id, str) or _EVENT_ID.fullmatch(id) is None:
         raise EventMalformed("expected an event with an id")
     kind = document.get("type")
-    return Event(id=id, kind=kind if isinstance(kind, str) and _EVENT_TYPE.fullmatch(kind) else None, document=document)
+    return Event(id=id, kind=kind if isinstance(kind, str) and EVENT_TYPE.fullmatch(kind) else None, document=document)
 
 
 def marker_in(rule: WebhookRule, event: Event) -> str | None:
@@ -105,6 +107,18 @@ def marker_in(rule: WebhookRule, event: Event) -> str | None:
     except (jmespath.exceptions.JMESPathError, RecursionError):
         return None
     return found if isinstance(found, str) and _MARKER.fullmatch(found) else None
+
+
+def proves(rule: WebhookRule, event: Event) -> bool:
+    """Whether the contract says that an event proves the effect; what it does not name, or cannot be asked, proves nothing."""
+    if event.kind is None or event.kind not in rule.types:
+        return False
+    if rule.when is None:
+        return True
+    try:
+        return expression(rule.when).search(event.document) not in (None, False, "", [], {})
+    except (jmespath.exceptions.JMESPathError, RecursionError):
+        return False
 
 
 def effect_in(contract: ToolContract, event: Event) -> Projection:

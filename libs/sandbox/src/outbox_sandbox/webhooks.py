@@ -1,4 +1,4 @@
-"""Webhooks as Stripe signs and sends them, and the ways in which they go wrong: early, late, twice, contradicting, forged.
+"""Webhooks as Stripe signs and sends them, and how they go wrong: early, late, twice, contradicting, failed, forged.
 
 Source: docs.stripe.com/webhooks (signature of time, dot and body; events are sent at least once and in no order).
 """
@@ -40,6 +40,7 @@ class Mode(StrEnum):
     | late | delay_seconds after the effect is committed | the true event |
     | twice | as late, and once more | the true event, the same id |
     | contradicting | as late | an event of another effect with the same marker |
+    | failed | as late | the effect has failed afterwards: another type, and the effect says so itself |
     | forged | as late | the true event, signed with another secret |
     """
 
@@ -47,6 +48,7 @@ class Mode(StrEnum):
     LATE = "late"
     TWICE = "twice"
     CONTRADICTING = "contradicting"
+    FAILED = "failed"
     FORGED = "forged"
 
 
@@ -195,6 +197,8 @@ class Webhooks:
         event = event_of(effect)
         if plan.mode is Mode.CONTRADICTING:
             event = _of_another_effect(event, effect)
+        elif plan.mode is Mode.FAILED:
+            event = _of_its_failure(event, effect)
         body = json.dumps(event, ensure_ascii=False, indent=2).encode()
         secret = f"{plan.secret}-forged" if plan.mode is Mode.FORGED else plan.secret
         for _ in range(2 if plan.mode is Mode.TWICE else 1):
@@ -221,3 +225,10 @@ def _of_another_effect(event: Fields, effect: CommittedEffect) -> Fields:
     """The same event, but of an effect with another id."""
     other = effect.effect.id + "_other"
     return {**event, "id": f"{event['id']}_other", "data": {"object": {**effect.effect.result, "id": other}}}
+
+
+def _of_its_failure(event: Fields, effect: CommittedEffect) -> Fields:
+    """What is told when the effect failed after it was made: a refund that the bank sent back, by the same marker."""
+    resource = effect.effect.resource
+    failed = {**effect.effect.result, "status": "failed"}
+    return {**event, "id": f"{event['id']}_failed", "type": f"{resource}.failed", "data": {"object": failed}}

@@ -1,6 +1,9 @@
 """What `outbox doctor` asks of Postgres beside the invariants: how durable it is, and how many effects a window of time had."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
 
 from outbox_store.connection import Connection
 
@@ -49,6 +52,30 @@ class Window:
     contradictions: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What a connection was used for in a window of time.
+
+    Attributes:
+        name, environment: of the connection, and of the environment it belongs to.
+        receipts: of what was planned in the window; `answered`, `looked_up`, `told` and `asserted` say what they rest on: the
+            answer, a look-up, a webhook, a person.
+    """
+
+    organization_id: UUID
+    connection_id: UUID
+    name: str
+    environment: str
+    provider: str
+    base_url: str
+    planned: int
+    receipts: int
+    answered: int
+    looked_up: int
+    told: int
+    asserted: int
+
+
 SERVER = "select name, setting from pg_settings where name = any($1) order by name"
 # A role or a database may have its own setting, which a session of somebody else does not show.
 OVERRIDDEN = """
@@ -80,6 +107,73 @@ select count(*) as planned,
     where c.closed_at is null) as contradictions
 from planned
 """
+
+
+ACCOUNTS = """
+select n.organization_id, n.id as connection_id, n.name, e.name as environment, n.provider, n.base_url,
+  count(*) as planned, count(t.id) as receipts,
+  count(*) filter (where t.confidence = 'confirmed') as answered,
+  count(*) filter (where t.confidence = 'confirmed-by-lookup') as looked_up,
+  count(*) filter (where t.confidence = 'confirmed-by-webhook') as told,
+  count(*) filter (where t.confidence = 'asserted') as asserted
+from reservations r
+join connections n on (n.organization_id, n.id) = (r.organization_id, r.connection_id)
+join environments e on (e.organization_id, e.id) = (r.organization_id, r.environment_id)
+left join receipts t on (t.organization_id, t.reservation_id) = (r.organization_id, r.id)
+where r.created_at >= now() - make_interval(secs => $1)
+group by 1, 2, 3, 4, 5, 6
+order by 4, 3, 1, 2
+"""
+# Receipts of any time: what was planned before the window may have been done in it.
+HELD = """
+select distinct t.external_reference from receipts t
+join reservations r on (r.organization_id, r.id) = (t.organization_id, t.reservation_id)
+where r.connection_id = any($1::uuid[]) and t.external_reference = any($2::text[])
+"""
+MISSED = """
+select t.external_reference from receipts t
+join reservations r on (r.organization_id, r.id) = (t.organization_id, t.reservation_id)
+where r.connection_id = any($1::uuid[]) and t.settled_at between $3::timestamptz - make_interval(secs => $4) and $3 and t.external_reference <> all($2::text[])
+order by 1 limit $5
+"""
+
+
+async def accounts(connection: Connection, *, seconds: float) -> list[Account]:
+    """What each connection was used for in the last so many seconds."""
+    return [Account(**record) for record in await connection.fetch(ACCOUNTS, seconds)]
+
+
+async def held(connection: Connection, connection_ids: Sequence[UUID], references: Sequence[str]) -> set[str]:
+    """Which effects of a provider's own list have a receipt here."""
+    records = await connection.fetch(HELD, list(connection_ids), list(references))
+    return {record["external_reference"] for record in records}
+
+
+async def missed(
+    connection: Connection,
+    connection_ids: Sequence[UUID],
+    references: Sequence[str],
+    *,
+    until: datetime,
+    seconds: float,
+    limit: int,
+) -> list[str]:
+    """Receipts of a window whose effect is not in a provider's own list.
+
+    Args:
+        references: the whole list.
+        until: the end of the window; the list is younger.
+        seconds: how long it is.
+        limit: at most so many.
+    """
+    records = await connection.fetch(MISSED, list(connection_ids), list(references), until, seconds, limit)
+    return [record["external_reference"] for record in records]
+
+
+async def clock(connection: Connection) -> datetime:
+    """When this transaction began."""
+    now: datetime = await connection.fetchval("select now()")
+    return now
 
 
 async def durability(connection: Connection) -> list[Setting]:

@@ -219,7 +219,9 @@ with input as (
     changed_at = now(),
     epoch = case j.verdict when 'claim' then (select max(number) from epochs) else r.epoch end,
     attempts = r.attempts + (j.verdict = 'claim')::int,
-    resends = r.resends + (j.verdict = 'claim' and r.state = 'in_doubt')::int,
+    -- Those of an earlier doubt do not bound this one; its tries do.
+    resends = case when j.verdict <> 'claim' then r.resends when r.state = 'in_doubt' then r.resends + 1 else 0 end,
+    recovery_step = 0,
     lookups = 0,
     absences = 0,
     open_attempt_id = case j.verdict when 'claim' then j.attempt_id end,
@@ -228,8 +230,8 @@ with input as (
     possible_send_at = case j.verdict when 'claim' then coalesce(r.possible_send_at, now()) else r.possible_send_at end,
     generation = case
       when j.verdict = 'claim' and r.attempts = 0 then (
-        select coalesce(max(f.generation) + 1, 0) from reservations f
-        where f.refusal_stored
+        select coalesce(max(f.generation + f.refusal_stored::int), 0) from reservations f
+        where (f.refusal_stored or f.generation > 0)
           and (f.organization_id, f.project_id, f.environment_id, f.connection_id, f.tool, f.scope, f.operation_key, f.occurrence)
             = (j.organization_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope, j.operation_key, j.occurrence))
       else r.generation

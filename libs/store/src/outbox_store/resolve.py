@@ -2,7 +2,8 @@
 
 *It happened* settles executing and doubtful reservations at any time, whichever attempt it speaks of; against a closed
 one it is a contradiction. *It is absent* counts only when it was asked after `absence_counts_at`, about the newest
-attempt, while the row still stands where it stood; otherwise it is thrown away. Source: design section 4, rules of doubt.
+attempt, while the row still stands where it stood; otherwise it is thrown away. One answer counts once, however often it is
+written down. Source: design section 4, rules of doubt.
 """
 
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ with input as (
       when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then 'stale'
       when coalesce(l.asked_at, now()) < l.absence_counts_at then 'too-early'
       when l.said_how = 'lookup' and l.late_write then 'stale'
+      when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'
       when l.absences + 1 < l.absences_needed then 'noted'
       else 'settled'
     end as verdict,
@@ -130,9 +132,11 @@ with input as (
     unknown_attempts = case when j.verdict = 'settled' and j.next_state <> 'succeeded' then 0 else r.unknown_attempts end,
     last_attempt_outcome = case when j.verdict = 'settled' then coalesce(r.last_attempt_outcome, 'unknown') else r.last_attempt_outcome end,
     absences = case when j.verdict = 'noted' then r.absences + 1 else 0 end,
+    absent_at = case when j.verdict = 'noted' then j.asked_at end,
     lookups = case when j.verdict = 'noted' then r.lookups else 0 end,
     recovery_step = case when j.verdict = 'settled' then 0 else r.recovery_step end,
     tries = r.tries + (j.verdict = 'settled' and j.next_state = 'reserved')::int,
+    person_asked_at = case when j.verdict = 'settled' and j.next_state = 'reserved' then null else r.person_asked_at end,
     -- The provider would go on replaying a failure that it has stored, so what is sent next needs another provider key.
     generation = r.generation + (j.verdict = 'settled' and j.next_state = 'reserved' and r.stored_failure)::int,
     refusal_stored = r.refusal_stored or (j.verdict = 'settled' and j.next_state = 'failed' and r.stored_failure),

@@ -5,7 +5,9 @@ sent leaves the reservation in doubt. A success with a receipt settles from whic
 rules, and why, are in design section 4; the decision is taken from the reservation's own columns under its own lock.
 What came too late to decide anything is noted on its attempt, so that the same settlement sent again adds nothing. One
 thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile,
-and puts off the time from which an absence counts: what left after the lease commits later than a lapse could know.
+and puts off the time from which an absence counts: what left after the lease commits later than a lapse could know. Where
+that attempt was thought absent already, the absence was none: what is reserved again is in doubt again, and what was closed
+upon it is contradicted, so that its key is refused until a person has looked.
 """
 
 from collections.abc import Sequence
@@ -120,6 +122,14 @@ with input as (
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
+), late as materialized (
+  -- Read under its lock: whoever waited for the absence that it disproves must see it.
+  select l.place, a.proven_absent and not a.late_write as disproves
+  from locked l join attempts a on (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
+  where l.late_write_now and l.outcome = 'unknown'
+  for update of a
+), reported as materialized (
+  select l.*, coalesce(late.disproves, false) as disproves from locked l left join late using (place)
 ), judged as materialized (
   select l.*,
     case
@@ -132,11 +142,14 @@ with input as (
       when l.outcome = 'succeeded' then 'contradiction'
       when l.outcome = 'unsent' and l.state = 'in_doubt' and l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = 'unknown'
         and l.epoch = l.attempt_epoch and not l.late_write then 'settled'
+      when l.disproves and l.state = 'reserved' then 'settled'
+      when l.disproves and l.state in ('failed', 'voided') then 'contradiction'
       else 'late'
     end as verdict,
     l.late_write_now and l.outcome = 'unknown' and l.state in ('executing', 'in_doubt') as freezes,
     case
       when l.outcome = 'succeeded' then 'succeeded'
+      when l.disproves then 'in_doubt'
       when not l.current then case when l.unknown_attempts > 1 then 'in_doubt' when l.executor = 'client' then 'failed' else 'reserved' end
       when l.outcome = 'unknown' then 'in_doubt'
       when l.outcome = 'rejected' and l.stored_now and l.guarantee_class = 'A' then 'failed'
@@ -149,11 +162,12 @@ with input as (
     case
       when l.current then l.unknown_attempts + (l.outcome = 'unknown')::int
       when l.outcome = 'unsent' then l.unknown_attempts - 1
+      when l.disproves then l.unknown_attempts + 1
       else l.unknown_attempts
     end as next_unknown,
     case when l.late_write or l.late_write_now and l.outcome = 'unknown' then l.late_recover_seconds else l.recover_seconds end
       as next_recover_seconds
-  from locked l
+  from reported l
 ), changed as (
   update reservations r set
     state = j.next_state,
@@ -163,7 +177,15 @@ with input as (
     last_attempt_outcome = case when r.last_attempt_id = j.attempt_id then j.outcome else coalesce(r.last_attempt_outcome, 'unknown') end,
     tries = r.tries + (j.next_state = 'reserved' or j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
     resends = r.resends - (j.next_state = 'in_doubt' and j.outcome in ('unsent', 'deferred'))::int,
-    possible_send_at = case j.next_state when 'reserved' then null else r.possible_send_at end,
+    recovery_step = case j.next_state when 'reserved' then 0 else r.recovery_step end,
+    lookups = case j.next_state when 'reserved' then 0 else r.lookups end,
+    -- What was found absent before is found again: from now on an absence counts later, or of another sending.
+    absences = 0,
+    possible_send_at = case j.next_state
+      when 'reserved' then null
+      else coalesce(r.possible_send_at,
+        (select a.claimed_at from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id)))
+    end,
     doubt_since = case j.next_state when 'in_doubt' then coalesce(r.doubt_since, now()) when 'reserved' then null else r.doubt_since end,
     doubt_cause = case j.next_state
       when 'in_doubt' then case when j.outcome = 'unknown' then j.reason else coalesce(r.doubt_cause, j.reason) end
@@ -213,14 +235,15 @@ with input as (
   from judged j
   where j.verdict = 'settled' and (a.organization_id, a.reservation_id) = (j.organization_id, j.id) and a.id in (j.attempt_id, j.open_attempt_id)
 ), noted as (
-  update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown')
+  update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
+    proven_absent = a.proven_absent and not (j.disproves and j.freezes)
   from judged j
   where j.verdict = 'late' and (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
     and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and a.late_outcome is distinct from j.outcome
       or j.freezes and not a.late_write)
   returning a.organization_id, a.reservation_id as id
 ), frozen as (
-  update reservations r set late_write = true, changed_at = now(),
+  update reservations r set late_write = true, absences = 0, unknown_attempts = r.unknown_attempts + j.disproves::int, changed_at = now(),
     absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds)),
     person_asked_at = case
       when j.state = 'in_doubt' and j.next_recover_seconds is null then coalesce(r.person_asked_at, now())
@@ -272,8 +295,9 @@ with input as (
 ), contradicted as (
   insert into contradictions (organization_id, id, reservation_id, attempt_id, project_id, environment_id, connection_id, tool, scope,
     operation_key, external_reference)
-  select j.organization_id, j.receipt_id, j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope,
-    j.operation_key, j.receipt_reference
+  -- A late write has no reference: the attempt's id names what nobody knows.
+  select j.organization_id, coalesce(j.receipt_id, j.attempt_id), j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool,
+    j.scope, j.operation_key, coalesce(j.receipt_reference, 'late-write:' || j.attempt_id)
   from judged j where j.verdict = 'contradiction'
   on conflict do nothing
   returning organization_id, reservation_id as id

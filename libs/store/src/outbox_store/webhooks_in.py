@@ -47,6 +47,15 @@ on conflict do nothing
 returning event_id
 """
 SAY = "update webhooks_in set verdict = $4 where organization_id = $1 and connection_id = $2 and event_id = $3"
+# What the provider says of an effect beside proof: no state follows from it, so it is written without holding the row.
+NOTE = """
+insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain,
+  run, tool, operation_key, input_digest, declared, trace_id, detail)
+select r.organization_id, r.environment_id, 'evidence', r.id, r.last_attempt_id, r.state, r.state, r.actor_chain,
+  (select name from runs where (runs.organization_id, runs.id) = (r.organization_id, r.run_id)), r.tool, r.operation_key, r.input_digest,
+  r.declared, r.trace_id, $3::jsonb
+from reservations r where (r.organization_id, r.id) = ($1, $2)
+"""
 MARKED = """
 select r.id, r.state, r.tool, r.contract_version, r.external_reference
 from reservations r
@@ -81,6 +90,16 @@ async def take(connection: Connection, by: Listener, event_id: str, marker: str,
     """
     taken = await connection.fetchval(TAKE, by.organization_id, by.connection_id, event_id, marker, reservation_id)
     return taken is not None
+
+
+async def note(connection: Connection, by: Listener, reservation_id: UUID, detail: dict[str, object]) -> None:
+    """Write down what an event says of a reservation that it proves nothing of.
+
+    Args:
+        connection: inside the transaction in which the event was taken.
+        detail: codes, names and references only.
+    """
+    await connection.execute(NOTE, by.organization_id, reservation_id, detail)
 
 
 async def say(connection: Connection, by: Listener, event_id: str, verdict: str) -> None:

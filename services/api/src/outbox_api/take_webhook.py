@@ -1,7 +1,8 @@
 """A provider's own notice of an effect: verified, acted on once, and proof that it happened (design section 4, rules of doubt).
 
 It may come before the answer to the request, late, twice, or against what was settled: the statement that ends doubts judges
-that. An event proves that an effect exists and never that one does not.
+that. The contract says which events prove that the effect exists; every other one of its marker (a refund that failed, or was
+cancelled) is evidence: it is written down and settles nothing. None proves that an effect does not exist.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +12,12 @@ from uuid import UUID
 from outbox_api.directory import Directory
 from outbox_domain.errors import OutboxError
 from outbox_domain.reservation import State
-from outbox_providers.webhooks import Event, EventMalformed, SignatureRefused, effect_in, marker_in, read_event, verify
+from outbox_providers.webhooks import Event, EventMalformed, SignatureRefused, effect_in, marker_in, proves, read_event, verify
 from outbox_runtime.postgres import Pool, acquire, transaction
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
 from outbox_store.resolve import Resolution, resolve
-from outbox_store.webhooks_in import Listener, Marked, listener, marked, say, take
+from outbox_store.webhooks_in import Listener, Marked, listener, marked, note, say, take
 
 AGAIN_SECONDS = 1.0
 """When the sweep looks at a reservation next that an event leaves open; an event of ours leaves none so."""
@@ -27,8 +28,9 @@ class Taken:
     """What came of an event.
 
     Attributes:
-        verdict: of `outbox_store.resolve`; `duplicate` (acted on before), `unmarked` (no marker of ours), `unmatched` (the
-            marker of no reservation of this connection), `unusable` (it names no effect).
+        verdict: of `outbox_store.resolve`; `duplicate` (acted on before), `evidence` (it proves nothing and was written down),
+            `unmarked` (no marker of ours), `unmatched` (the marker of no reservation of this connection), `unusable` (it names no
+            effect).
     """
 
     verdict: str
@@ -103,6 +105,8 @@ async def _settle(
         # Of a newer version of this program: the provider sends the event again, and by then it may be read.
         raise OutboxError("unavailable", "The contract that this event belongs to cannot be read here.")
     effect = effect_in(contract, event)
+    if contract.webhook is None or not proves(contract.webhook, event):
+        return await _note(pool, by, event, marker, found, effect.external_reference)
     if effect.external_reference is None:
         return Taken(verdict="unusable", reservation_id=newest.id)
     row = _meant(found, effect.external_reference)
@@ -136,11 +140,28 @@ async def _settle(
     return Taken(verdict=resolved.verdict, reservation_id=row.id)
 
 
-def _meant(found: list[Marked], external_reference: str) -> Marked:
+async def _note(
+    pool: Pool, by: Listener, event: Event, marker: str, found: list[Marked], external_reference: str | None
+) -> Taken:
+    row = _meant(found, external_reference)
+    told = {"event": event.id, "type": event.kind, "external_reference": external_reference}
+    detail: dict[str, object] = {"by": "webhook", "reason": "proves nothing by its contract"}
+    detail |= {name: value for name, value in told.items() if value is not None}
+    if external_reference is not None and row.external_reference == external_reference:
+        detail["about_the_receipt"] = True
+    async with transaction(pool) as tx:
+        if not await take(tx, by, event.id, marker, row.id):
+            return Taken(verdict="duplicate", reservation_id=row.id)
+        await note(tx, by, row.id, detail)
+        await say(tx, by, event.id, "evidence")
+    return Taken(verdict="evidence", reservation_id=row.id)
+
+
+def _meant(found: list[Marked], external_reference: str | None) -> Marked:
     """Which reservation an event speaks of, where an operation key was free again and several planted the same marker.
 
     The one that has this very effect, else the one whose effect is not known yet, else the newest.
     """
-    of_effect = (row for row in found if row.external_reference == external_reference)
+    of_effect = (row for row in found if external_reference is not None and row.external_reference == external_reference)
     open_ones = (row for row in found if row.state in (State.EXECUTING, State.IN_DOUBT))
     return next(of_effect, None) or next(open_ones, None) or found[0]
