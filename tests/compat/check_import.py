@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
@@ -16,6 +15,7 @@ from psycopg import sql
 from tests.load.agent_ledger_environment import python_of_agent_ledger
 from tests.rules.house import ROOT
 from tests.support.outbox_up import OutboxUp
+from tests.support.postgres import with_database
 
 from agent_outbox import AsyncOutbox
 from agent_outbox.compat.agent_ledger import Effect, EffectInDoubtError, EffectLedger, EffectLedgerOptions, OutboxStore, ToolCall
@@ -33,7 +33,7 @@ def check(up: OutboxUp) -> list[str]:
     server, name = up.ready()["postgres_url"], f"agent_ledger_{uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    dsn = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+    dsn = with_database(server, name)
     for what, ends in (("charge", 0), ("fail", 0), ("die", -signal.SIGKILL)):
         command = [str(python_of_agent_ledger()), str(ROOT / "tests" / "compat" / "theirs.py"), dsn, what]
         # In a folder where nothing of ours can be imported by mistake.

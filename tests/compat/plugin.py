@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
@@ -20,6 +19,7 @@ import pytest
 from psycopg import sql
 from tests.compat.left_out import LEFT_OUT
 from tests.compat.sdist import constant
+from tests.support.postgres import with_database
 
 from agent_outbox.compat.agent_ledger import THEIRS, use_profile
 
@@ -44,7 +44,7 @@ def pytest_load_initial_conftests() -> None:
     server, name = os.environ["COMPAT_POSTGRES_URL"], f"agent_ledger_{uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    os.environ["DATABASE_URL"] = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+    os.environ["DATABASE_URL"] = with_database(server, name)
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
         connection.execute(constant("agent_ledger/stores/postgres.py", "SCHEMA_SQL").encode())
 

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
+from tests.support.postgres import with_database
 
 from agent_outbox.compat.agent_ledger import ToolCall, compute_idem_key
 from agent_outbox.compat.agent_ledger.identity import canonicalize
@@ -54,7 +54,7 @@ class AgentLedgerTable:
         name = f"agent_ledger_{uuid4().hex[:12]}"
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        self.dsn = urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+        self.dsn = with_database(server_url, name)
         self._execute(TABLE)
 
     def add(self, call: ToolCall, status: str, *, result: Any = None, error: dict[str, str | None] | None = None) -> str:
