@@ -290,7 +290,8 @@ async def test_a_killed_run_of_any_other_tool_is_left_to_a_person(up: OutboxUp, 
 def test_safeagents_registry_carries_out_a_request_id_once(up: OutboxUp) -> None:
     """A repeat is told that it is one and of the same execution; an exception after which nobody knows is not tried again."""
     with Outbox(url=up.url, key=up.ready()["agent_key"]) as outbox:
-        registry, request_id, sent = SettlementRequestRegistry(outbox=outbox), uuid4().hex, []
+        registry, request_id = SettlementRequestRegistry(outbox=outbox), uuid4().hex
+        sent: list[dict[str, str]] = []
         payload = {"to": "c123@example.com"}
         receipts = [
             registry.execute(request_id=request_id, action="send_invoice", payload=payload, execute_fn=sent.append)
