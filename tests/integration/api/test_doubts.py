@@ -449,7 +449,7 @@ async def test_what_belongs_to_others(
             {"id": str(elsewhere), "name": "elsewhere"},
             scene.organization_id,
         )
-    keys = [other.admin_key, await replace(scene, environment_id=elsewhere).key(actor_id=scene.admin_id)]
+    keys = [other.admin_key, await replace(scene, environment_id=elsewhere, environment="elsewhere").key(actor_id=scene.admin_id)]
     for key in keys:
         async with api.client(key) as stranger:
             problem_of(await answer(stranger, id, HAPPENED), 404, "not-found")
