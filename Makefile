@@ -11,10 +11,10 @@ export MYPYPATH := $(subst $(space),:,$(strip $(wildcard libs/*/src services/*/s
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sync demo up test model model-long fault lint lint-client types format bench build clean
+.PHONY: help sync demo up test model model-long fault fault-tests fault-battery lint lint-client types format bench build clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 sync: ## Install exactly what the lock names into .venv (uv first, where it is absent).
 	@$(UV) sync --locked --quiet
@@ -39,8 +39,13 @@ model-long: sync ## Search the model with its wide bounds, and drive the store a
 	$(RUN) python -m tests.model.checks --cost 2 $(ARGS)
 	OUTBOX_TEST_HYPOTHESIS=long $(RUN) pytest tests/integration/store/test_state_machine.py
 
-fault: sync ## Run the fault tests alone: killed workers, stopped databases, lost replies.
-	$(RUN) pytest tests/fault $(ARGS)
+fault: sync fault-tests fault-battery ## Run the fault tests, then the fault battery (ARGS are the battery's).
+
+fault-tests: sync ## Run the hand-written fault tests, the bounded battery and its negative controls.
+	$(RUN) pytest tests/fault
+
+fault-battery: sync ## Run the battery alone (ARGS="--operations 100000 --seed 7 --evidence docs/evidence/faults.md").
+	$(RUN) python -m tests.fault.battery $(ARGS)
 
 lint: sync types lint-client ## Check style, formatting, types, the import rule and the client under Python 3.10.
 	$(RUN) ruff check .

@@ -477,3 +477,6 @@ def test_the_examples_of_the_page_run(up: OutboxUp) -> None:
     assert told[2] == "already done with other values for ['amount']\n"
     assert "'tool_use_id': 'toolu_1', 'content': 'Already done at " in told[3]
     assert effect["id"] in told[5]
+    assert told[6] == "ch_1 {'id': 'ch_1'}\n"
+    assert told[7].startswith("charged\n")
+    assert [line.partition(" ")[0] for line in told[8].splitlines()] == ["UNKNOWN.", "Done."]

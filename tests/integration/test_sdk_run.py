@@ -17,17 +17,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from tests.support import carried_out
 from tests.support.carried_out import CHARGE, TICKET, A, B
 from tests.support.outbox_up import OutboxUp, reference, running
 from tests.support.processes import ChildProcess, start_command, wait_until
+from tests.support.scripted_gateway import Exchange, serving
 from tests.support.sdk_clients import KINDS, Client
 
 from agent_outbox import (
     AsyncOutbox,
     Done,
     Effect,
+    Found,
     InDoubt,
     NotSent,
     Outbox,
@@ -250,6 +253,7 @@ def test_an_exception_is_a_doubt_unless_it_proves_something(client: Client) -> N
     refused = client.run(declined, raising(Rejected("no", code="card_declined", status=402)), **A)
     assert isinstance(refused, Refused)
     assert refused.failure is not None
+    assert refused.failure is not None
     assert (refused.code, refused.state, refused.failure.provider_code) == ("provider-refused", "failed", "card_declined")
     assert client.run(declined, Counting(), **A)
 
@@ -450,6 +454,54 @@ def test_an_effect_given_back_was_never_sent(client: Client) -> None:
     assert isinstance(client.reserve(call, **A), Effect)
 
 
+# Class B.
+
+
+def test_a_probe_that_finds_settles(client: Client) -> None:
+    """An effect of class B in doubt is looked for with its marker; found, it is Done without another handler."""
+    call, markers = ToolCall(tool=TICKET, input={"order": reference()}), []
+    first = raising(ConnectionResetError())
+    assert isinstance(client.run(call, first, time_limit=2, wait=0, probe=lambda effect: None, **B), InDoubt)
+
+    def probe(effect: Effect) -> Found:
+        markers.append((effect.marker, effect.attempt_id, dict(effect.input)))
+        return Found(external_reference="tk_1", result={"id": "tk_1", "title": "Door"})
+
+    handler = Counting()
+    result = client.run(call, handler, time_limit=2, probe=probe, **B)
+    assert isinstance(result, Done)
+    assert (result.receipt.external_reference, result.result) == ("tk_1", {"id": "tk_1", "title": "Door"})
+    assert markers == [(first.effects[0].marker, first.effects[0].attempt_id, call.input)]
+    assert handler.effects == []
+
+
+def test_a_probe_that_finds_nothing_is_believed_when_it_counts(client: Client) -> None:
+    """Absence is proven by as many looks as the contract says, begun after the settle time; then the handler runs again, once."""
+    call = ToolCall(tool=TICKET, input={"order": reference()})
+    assert isinstance(client.run(call, raising(TimeoutError()), time_limit=2, wait=0, probe=lambda effect: None, **B), InDoubt)
+    looks: list[float] = []
+
+    def probe(effect: Effect) -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 2:
+            raise ConnectionError("a look that fails counts for nothing")
+
+    handler = Counting()
+    result = client.run(call, handler, time_limit=2, wait=40, probe=probe, **B)
+    assert isinstance(result, Done), result
+    assert len(handler.effects) == 1
+    assert len(looks) >= 3
+
+
+def test_a_doubt_of_class_b_without_a_probe_is_left_alone(client: Client) -> None:
+    """Who cannot look is told of the doubt, and no handler runs."""
+    call = ToolCall(tool=TICKET, input={"order": reference()})
+    client.run(call, raising(TimeoutError()), time_limit=2, wait=0, probe=lambda effect: None, **B)
+    handler = Counting()
+    assert isinstance(client.run(call, handler, time_limit=2, wait=0, **B), InDoubt)
+    assert handler.effects == []
+
+
 # Processes.
 
 
@@ -482,7 +534,8 @@ def said(process: ChildProcess) -> list[dict[str, Any]]:
 
 def of_order(up: OutboxUp, path: str, order: str) -> list[dict[str, Any]]:
     """What the provider has made for an order."""
-    return [effect for effect in up.sandbox.effects(path) if order in effect["fields"].values()]
+    names = (order, f"pi_{order}")
+    return [effect for effect in up.sandbox.effects(path) if any(value in names for value in effect["fields"].values())]
 
 
 def asked(up: OutboxUp, path: str, count: int) -> None:
@@ -490,7 +543,7 @@ def asked(up: OutboxUp, path: str, count: int) -> None:
     wait_until(lambda: len(up.sandbox.requests(path=path, method="POST")) >= count, deadline_seconds=40, what="the request")
 
 
-@pytest.mark.parametrize(("kind", "path"), [("charge", REFUNDS)], ids=["class-A"])
+@pytest.mark.parametrize(("kind", "path"), [("charge", REFUNDS), ("ticket", TICKETS)], ids=["class-A", "class-B"])
 @pytest.mark.parametrize("fault", ["hang", "slow-commit", "drop-before-commit"])
 def test_an_agent_killed_in_its_handler_is_finished_by_the_next(
     up: OutboxUp, carry: Start, kind: str, path: str, fault: str
@@ -554,14 +607,14 @@ def test_an_agent_killed_before_it_could_tell_is_told_by_the_next(up: OutboxUp, 
     """The handler has returned, the gateway hears nothing, kill -9: the next process of that key delivers it before anything else, and runs no handler."""
     order = reference()
     key, ready = up.ready()["agent_key"], up.ready()
+    up.sandbox.plan(REFUNDS, "delay", delay_seconds=3)
     first = carry("charge", order, "first")
     folder = folder_of(tmp_path / "spool", url=up.url, key=key)
     assert folder is not None
-    up.sandbox.plan(REFUNDS, "delay", delay_seconds=1.5)
     wait_until(lambda: said(first), deadline_seconds=40, what="the handler")
     for pid in ready["pids"]["api"]:
         up.freeze(pid)
-    wait_until(lambda: folder.is_dir() and list(folder.glob("*.json")), deadline_seconds=40, what="the kept settlement")
+    wait_until(lambda: list(folder.glob("[0-9]*.json")), deadline_seconds=40, what="the kept settlement")
     first.send(signal.SIGKILL)
     first.wait(deadline_seconds=20)
     for pid in ready["pids"]["api"]:
@@ -572,7 +625,45 @@ def test_an_agent_killed_before_it_could_tell_is_told_by_the_next(up: OutboxUp, 
     assert said(second)[-1]["kind"] == "Done"
     assert said(second)[-1]["result"]["id"] == effect["id"]
     assert [step["step"] for step in said(second)] == ["result"], second.log()
-    assert list(folder.glob("*.json")) == []
+    assert list(folder.iterdir()) == []
+
+
+# The way to the gateway.
+
+
+@pytest.mark.parametrize("guarantee_class", ["A", "B", "C"])
+def test_a_grant_that_was_never_heard_is_no_doubt(up: OutboxUp, client: Client, tmp_path: Path, guarantee_class: str) -> None:
+    """The grant is lost on its way until its lease is over: no handler ran, the client says so, and then one runs, once."""
+    granted: list[float] = []
+
+    def way(exchange: Exchange) -> None:
+        received = exchange.received
+        if granted and time.monotonic() - granted[0] < LEASE_SECONDS + 1.5:
+            exchange.close()
+            return
+        headers = {
+            name: received.headers[name] for name in ("authorization", "content-type", "prefer") if name in received.headers
+        }
+        answer = httpx2.request(received.method, up.url + received.path, content=received.body, headers=headers, timeout=60)
+        if not granted:
+            granted.append(time.monotonic())
+            assert answer.status_code == 201, answer.text
+            exchange.close()
+        else:
+            exchange.answer(answer.status_code, answer.content)
+
+    handler = Counting()
+    call = ToolCall(tool="desk.letter.send", input={"order": reference()})
+    options: dict[str, Any] = {**B, "guarantee_class": guarantee_class, "time_limit": 5}
+    if guarantee_class != "B":
+        del options["recovery"]
+    kind = "sync" if isinstance(client.client, Outbox) else "async"
+    with serving(way) as between:
+        asking = Client(kind, url=between.url, key=up.ready()["agent_key"], spool=tmp_path / "way")
+        result = asking.run(call, handler, probe=raising(AssertionError("it looked")), wait=20, **options)
+        asking.close()
+    assert isinstance(result, Done), result
+    assert len(handler.effects) == 1
 
 
 # The gateway is away.

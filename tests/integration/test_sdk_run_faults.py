@@ -212,6 +212,24 @@ def test_a_grant_that_came_late_is_renewed_before_the_handler(play: Play) -> Non
     assert left[0] > 1.0
 
 
+def test_settings_hold_until_a_run_says_otherwise(play: Play) -> None:
+    """Time limit, owner and classify come from the client, each by itself; what a run says wins, and None is a value."""
+    ground = Ground()
+    client, _ = play(ground, time_limit=7, owner="billing", classify=lambda error: "unsent")
+
+    def fails(effect: Effect) -> None:
+        raise ValueError
+
+    assert isinstance(client.run(CALL, fails, key="input"), Refused)
+    assert isinstance(client.run(CALL, fails, key="input", time_limit=None, owner=None, classify=None), InDoubt)
+    assert isinstance(
+        client.run(CALL, fails, contract={"key": "{payment_intent}", "owner": "desk"}, key="input", time_limit=9), Refused
+    )
+    asked = [(body.get("time_limit_seconds"), body["contract"]) for body in ground.of("reservations")]
+    assert asked == [(7, {"key": "input", "owner": "billing"}), (None, {"key": "input"}), (9, {"key": "input", "owner": "desk"})]
+    assert [body["outcome"] for body in ground.of("settle")] == ["unsent", "unknown", "unsent"]
+
+
 # While the handler runs.
 
 

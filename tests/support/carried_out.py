@@ -42,7 +42,7 @@ def charge(effect: Effect) -> dict[str, Any]:
     say(step="handler", recovering=effect.recovering, provider_key=effect.provider_key)
     answer = httpx2.post(
         f"{SANDBOX_URL}/v1/refunds",
-        data={"payment_intent": str(effect.input["order"]), "amount": "1200"},
+        data={"payment_intent": f"pi_{effect.input['order']}", "amount": "1200"},
         headers={**AUTHORIZATION, "Idempotency-Key": effect.provider_key},
         timeout=60,
     )

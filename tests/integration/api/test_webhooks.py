@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from tests.integration.api.test_doubts import DID_NOT, answer, reserved, standing
-from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in
+from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in, until
 from tests.support.invariants import assert_invariants
 
 from outbox_domain.reservation import Outcome
@@ -106,6 +106,24 @@ async def test_an_event_before_the_answer(provider: Provider, agent: httpx2.Asyn
         0,
         before["external_reference"],
     )
+
+
+async def test_an_event_that_waits_has_written_nothing(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What happens to a reservation while its event waits stands before the event's settlement in the ledger, by every order."""
+    attempt = await provider.executing(agent)
+    async with scene.connection() as other:
+        async with other.transaction():
+            await other.execute("select from reservations where id = $1 for update", attempt.reservation_id)
+            sending = asyncio.create_task(provider.verdict(event()))
+            waits = "select backend_xid from pg_stat_activity where $1 = any(pg_blocking_pids(pid))"
+            mine = other.get_server_pid()
+
+            async def waiting() -> list[dict[str, Any]]:
+                return await scene.fetch(waits, mine)
+
+            [row] = await until(waiting)
+            assert row["backend_xid"] is None
+        assert await sending == "settled"
 
 
 async def test_an_event_ends_a_doubt_once(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:

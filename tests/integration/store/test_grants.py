@@ -63,7 +63,7 @@ CARRIES_OUT = {
     "provider_seconds",
     "probes": "answered_at found verdict",
 }
-"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0013)."""
+"""What the API may change besides for T2 and T3 of what clients carry out; triggers keep it off what the gateway does (ADR 0014)."""
 
 BROUGHT_ALONG = {
     "tool_contracts": "organization_id tool version document inline_digest",

@@ -264,3 +264,14 @@ async def test_planned_faults_can_be_dropped(provider: Any) -> None:
     assert (await provider.call("DELETE", "/_control/faults")).status == 200
     assert (await provider.refund()).status == 200
     assert len(await provider.effects()) == 2
+
+
+async def test_a_fault_for_one_effect_among_many(provider: Any) -> None:
+    """`containing` picks the request by its body, or a read by its query; others of the same path pass it by."""
+    await provider.fault("fail-500", containing="pi_meant")
+    await provider.fault("rate-limit", method="GET", containing="pi_meant")
+    assert (await provider.refund("a", payment_intent="pi_other")).status == 200
+    assert (await provider.refund("b", payment_intent="pi_meant")).status == 500
+    assert (await provider.refund("c", payment_intent="pi_meant")).status == 200
+    for asked, status in (("pi_other", 200), ("pi_meant", 429), ("pi_meant", 200)):
+        assert (await provider.call("GET", "/v1/refunds", params={"payment_intent": asked})).status == status

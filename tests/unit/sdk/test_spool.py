@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,6 +27,13 @@ def body(**members: Any) -> dict[str, Any]:
 def files(folder: Path) -> list[Path]:
     """Every file below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def dead_process() -> int:
+    """The id of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def test_what_is_kept_is_there_for_the_next_process(tmp_path: Path) -> None:
@@ -69,15 +78,26 @@ def test_files_are_for_their_owner_and_hold_no_key(tmp_path: Path) -> None:
 
 
 def test_a_torn_file_is_never_delivered(tmp_path: Path) -> None:
-    """What a process left half-written beside the files, and what is no settlement, is not taken for one; the others are."""
+    """What a dead process left half-written is thrown away, what is no settlement is left alone, and the others are delivered."""
     spool = Spool(tmp_path)
     entry = spool.keep(PATH, body())
     spool.release(entry)
     assert entry.file is not None
-    (tmp_path / f".{entry.file.name}").write_bytes(b'{"path": "/v1/res')
+    torn = tmp_path / f".{1:020d}-{dead_process()}-a-1.json"
+    torn.write_bytes(b'{"path": "/v1/res')
     (tmp_path / entry.file.name.replace(".json", "0.json")).write_bytes(b'{"path": "/v1/res')
     (tmp_path / "notes.txt").write_text("mine")
     assert spool.waiting() == [entry]
+    assert not torn.exists()
+
+
+def test_a_whole_file_without_its_name_is_delivered(tmp_path: Path) -> None:
+    """A process that was killed between writing and naming loses nothing; one that lives is left to its work."""
+    content, attempt = json.dumps({"path": PATH, "body": body(attempt_id="a-1")}), f"{1:020d}"
+    (tmp_path / f".{attempt}-{dead_process()}-a-1.json").write_text(content)
+    (tmp_path / f".{attempt}-{os.getppid()}-a-2.json").write_text(content)
+    assert [entry.body["attempt_id"] for entry in Spool(tmp_path).waiting()] == ["a-1"]
+    assert len(files(tmp_path)) == 2
 
 
 def test_a_disk_that_takes_nothing_is_no_failure(tmp_path: Path) -> None:

@@ -256,5 +256,12 @@ def _time_limit(value: object) -> float | None:
     return float(value)
 
 
+def invalid(path: str, expected: str) -> OutboxError:
+    """The problem of a member that is not as expected."""
+    return OutboxError(
+        "invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
+    )
+
+
 def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError("invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)
+    raise invalid(path, expected)

@@ -55,13 +55,17 @@ class MalformedFault(ValueError):
 
 @dataclass(kw_only=True)
 class Fault:
-    """A planned fault: the next `times` requests of `method` to exactly `path` meet it."""
+    """A planned fault: the next `times` requests of `method` to exactly `path` meet it.
+
+    `containing` narrows it to requests whose body, or for a GET whose query, holds this text: one effect among many.
+    """
 
     path: str
     name: FaultName
     times: int
     delay_seconds: float
     method: str
+    containing: str | None = None
 
     def document(self) -> dict[str, object]:
         """The fault as it is listed; `times` is what is left of it."""
@@ -71,6 +75,7 @@ class Fault:
             "times": self.times,
             "delay_seconds": self.delay_seconds,
             "method": self.method,
+            "containing": self.containing,
         }
 
 
@@ -78,10 +83,10 @@ def read_fault(members: Mapping[str, object]) -> Fault:
     """A fault from the members of a control request.
 
     `fault` is required, and `path` for every fault but forget-keys. `times` (default 1), `delay_seconds` (default 1; for
-    rate-limit it is what Retry-After says) and `method` (POST unless GET is said) may be left out.
+    rate-limit it is what Retry-After says), `method` (POST unless GET is said) and `containing` may be left out.
     Raises `MalformedFault` naming the first member that is unknown, missing or of the wrong kind.
     """
-    unknown = sorted(set(members) - {"path", "fault", "times", "delay_seconds", "method"})
+    unknown = sorted(set(members) - {"path", "fault", "times", "delay_seconds", "method", "containing"})
     if unknown:
         raise MalformedFault(f"unknown member {unknown[0]!r}")
     name = members.get("fault")
@@ -101,7 +106,18 @@ def read_fault(members: Mapping[str, object]) -> Fault:
     method = members.get("method", "POST")
     if method not in METHODS:
         raise MalformedFault(f"method: {method!r} is not one of {', '.join(METHODS)}")
-    return Fault(path=path, name=FaultName(name), times=times, delay_seconds=float(delay), method=str(method))
+    containing = read_containing(members, MalformedFault)
+    return Fault(
+        path=path, name=FaultName(name), times=times, delay_seconds=float(delay), method=str(method), containing=containing
+    )
+
+
+def read_containing(members: Mapping[str, object], malformed: type[ValueError]) -> str | None:
+    """The member `containing` of a control request, if it is there. Raises `malformed` for what is no text."""
+    containing = members.get("containing")
+    if containing is not None and not (isinstance(containing, str) and containing):
+        raise malformed(f"containing: {containing!r} is not a text of at least one character")
+    return containing
 
 
 @dataclass
@@ -110,10 +126,15 @@ class FaultQueue:
 
     planned: list[Fault] = field(default_factory=list)
 
-    def take(self, method: str, path: str, *, is_replay: bool) -> Fault | None:
-        """The oldest fault that this request meets, used up once; None if it meets none."""
+    def take(self, method: str, path: str, text: str, *, is_replay: bool) -> Fault | None:
+        """The oldest fault that this request meets, used up once; None if it meets none.
+
+        `text` is the body of the request, or its query where it has no body.
+        """
         for fault in self.planned:
-            if fault.path == path and fault.method == method and not (is_replay and fault.name in STRIKES_EXECUTION):
+            if fault.path != path or fault.method != method or (is_replay and fault.name in STRIKES_EXECUTION):
+                continue
+            if fault.containing is None or fault.containing in text:
                 fault.times -= 1
                 if fault.times == 0:
                     self.planned.remove(fault)

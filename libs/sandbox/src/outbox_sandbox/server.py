@@ -171,7 +171,8 @@ class Sandbox:
     async def _settle(self, service: Service, received: Received, request_id: str) -> Sent:
         """From a logged request to what goes out. Raises `Refused` and `Abandoned`."""
         turn = self._admit(service, received)
-        fault = self.faults.take(received.method, received.path, is_replay=isinstance(turn, Replay))
+        text = received.body.decode(errors="replace") or received.query
+        fault = self.faults.take(received.method, received.path, text, is_replay=isinstance(turn, Replay))
         with self._key_taken(service, turn):
             if fault is None:
                 return self._carry_out(service, received, request_id, turn)

@@ -18,6 +18,7 @@ from hashlib import sha256
 import aiohttp
 
 from outbox_sandbox.exchange import Fields
+from outbox_sandbox.faults import read_containing
 from outbox_sandbox.records import CommittedEffect
 from outbox_sandbox.stripe import EVENT_TYPES, ID_PREFIXES, event_of
 
@@ -58,7 +59,10 @@ class MalformedWebhook(ValueError):
 
 @dataclass(kw_only=True)
 class WebhookPlan:
-    """The next `times` effects of `path`, or the one named `effect`, are told of at `url`."""
+    """The next `times` effects of `path`, or the one named `effect`, are told of at `url`.
+
+    `containing` narrows it to effects in whose fields this text stands.
+    """
 
     mode: Mode
     path: str | None
@@ -67,6 +71,11 @@ class WebhookPlan:
     secret: str = field(repr=False)
     delay_seconds: float
     times: int
+    containing: str | None = None
+
+    def means(self, effect: CommittedEffect) -> bool:
+        """Whether the plan is about an effect with such fields."""
+        return self.containing is None or self.containing in json.dumps(effect.effect.fields, ensure_ascii=False)
 
     def document(self) -> dict[str, object]:
         """The plan as it is answered; the secret is not said."""
@@ -77,6 +86,7 @@ class WebhookPlan:
             "url": self.url,
             "delay_seconds": self.delay_seconds,
             "times": self.times,
+            "containing": self.containing,
         }
 
 
@@ -104,10 +114,10 @@ class SentWebhook:
 def read_webhook(members: Mapping[str, object]) -> WebhookPlan:
     """A plan from the members of a control request: `mode`, `url`, `secret`, and either `path` or `effect`.
 
-    `delay_seconds` (default 0) and `times` (default 1) may be left out. Raises `MalformedWebhook` naming the first member that is
-    unknown, missing or of the wrong kind.
+    `delay_seconds` (default 0), `times` (default 1) and `containing` may be left out. Raises `MalformedWebhook` naming the first
+    member that is unknown, missing or of the wrong kind.
     """
-    unknown = sorted(set(members) - {"mode", "path", "effect", "url", "secret", "delay_seconds", "times"})
+    unknown = sorted(set(members) - {"mode", "path", "effect", "url", "secret", "delay_seconds", "times", "containing"})
     if unknown:
         raise MalformedWebhook(f"unknown member {unknown[0]!r}")
     mode = members.get("mode")
@@ -140,6 +150,7 @@ def read_webhook(members: Mapping[str, object]) -> WebhookPlan:
         secret=secret,
         delay_seconds=float(delay),
         times=times,
+        containing=read_containing(members, MalformedWebhook),
     )
 
 
@@ -157,7 +168,7 @@ class Webhooks:
     def committed(self, effect: CommittedEffect) -> None:
         """Send what is planned for an effect that was committed just now."""
         for plan in self.planned:
-            if plan.path == effect.path and effect.effect.resource in EVENT_TYPES.values():
+            if plan.path == effect.path and effect.effect.resource in EVENT_TYPES.values() and plan.means(effect):
                 plan.times -= 1
                 if plan.times == 0:
                     self.planned.remove(plan)

@@ -246,8 +246,11 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
     while True:
         heard = yield from ask(request, patience)
         error = heard.error
-        if error is not None and error.code == "attempt-closed":
-            # A try of this request was answered into the void and its lease is over; no handler ran under it.
+        if _is_of_our_own(heard, attempt_id):
+            # A grant was answered into the void and its lease is over. No handler ran under it, and nobody else can know that.
+            reservation_id = heard.document.get("reservation_id")
+            if isinstance(reservation_id, str):
+                yield from _disowning(reservation_id, attempt_id, want.headers, patience)
             attempt_id = str(uuid4())
             continue
         if error is not None and not is_a_result(error.code):
@@ -499,6 +502,24 @@ def delivering_waiting(spool: Spool, headers: tuple[tuple[str, str], ...], clock
     return done
 
 
+def _is_of_our_own(heard: Heard, attempt_id: str) -> bool:
+    """Whether an answer may speak of an attempt that an earlier try of the same request was granted."""
+    if heard.error is not None:
+        return heard.error.code == "attempt-closed" or (heard.error.code == "in-doubt" and heard.possibly_recorded)
+    probe = heard.document.get("probe")
+    return heard.status == 201 and isinstance(probe, Mapping) and probe.get("attempt_id") == attempt_id
+
+
+def _disowning(reservation_id: str, attempt_id: str, headers: tuple[tuple[str, str], ...], patience: Patience) -> Carrying[None]:
+    """Tell that nothing was sent under an attempt. Where it is none of ours after all, that changes nothing."""
+    body = {"attempt_id": attempt_id, "outcome": "unsent", "reason": "its grant was never heard"}
+    path = f"{reservation_path(reservation_id)}/settle"
+    try:
+        yield from ask(lambda: _bare(path, body, headers, patience), patience)
+    except OutboxError:
+        return
+
+
 def settle_path(effect: Effect) -> str:
     """Where an effect's attempts are settled."""
     return f"{reservation_path(effect.reservation_id)}/settle"
@@ -678,7 +699,8 @@ def _looking_first(
             again = Members(heard.document, "answer").object_or_none("probe")
             if not isinstance(last, InDoubt):
                 return None if last.state == "executing" else last
-            pause = first.again_seconds if again is None else _seconds(again, "again_seconds")
+            if again is not None and again.document.get("again_seconds") is not None:
+                pause = _seconds(again, "again_seconds")
         if not look.truth("counts"):
             pause = max(pause if performed.error is not None else 0.0, _seconds(look, "counts_in_seconds"))
         if pause >= min(waiting.left(), patience.left()):

@@ -130,6 +130,7 @@ class Spool:
         """What nobody is delivering at this moment, oldest first."""
         with self._turn:
             mine, found = set(self._mine), list(self._unkept)
+        self._adopt()
         for file in sorted(self._files()):
             if file.name not in mine and not _is_anothers(file):
                 entry = _read(file)
@@ -152,11 +153,26 @@ class Spool:
                 total += file.stat().st_size
         return total >= BYTES_MAX
 
-    def _files(self) -> list[Path]:
+    def _adopt(self) -> None:
+        """Take over what dead processes had written and not yet named: all of it is there where it can be read."""
+        for file in self._listed():
+            named = _NAME.fullmatch(file.name[1:]) if file.name.startswith(".") else None
+            if named is None or int(named[2]) == os.getpid() or _is_alive(int(named[2])):
+                continue
+            with contextlib.suppress(OSError):
+                if _read(file, torn=True) is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.rename(file.parent / named[0])
+
+    def _listed(self) -> list[Path]:
         try:
-            return [] if self.folder is None else [file for file in self.folder.iterdir() if _NAME.fullmatch(file.name)]
+            return [] if self.folder is None else list(self.folder.iterdir())
         except OSError:
             return []
+
+    def _files(self) -> list[Path]:
+        return [file for file in self._listed() if _NAME.fullmatch(file.name)]
 
 
 def spool_at(folder: Path | None) -> Spool:
@@ -264,7 +280,7 @@ def _is_alive(process_id: int) -> bool:
     return True
 
 
-def _read(file: Path) -> Entry | None:
+def _read(file: Path, *, torn: bool = False) -> Entry | None:
     try:
         document = json.loads(file.read_bytes())
         path, body = document["path"], document["body"]
@@ -273,6 +289,7 @@ def _read(file: Path) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        LOG.error("a kept settlement cannot be read: %s", file)
+        if not torn:
+            LOG.error("a kept settlement cannot be read: %s", file)
         return None
     return Entry(file=file, path=path, body=body)

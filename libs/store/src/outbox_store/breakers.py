@@ -38,7 +38,7 @@ insert into breakers (organization_id, connection_id, retry_at, cause)
 select $1, $2, now() + make_interval(secs => $6), $3
 where $4 <= (
   select count(*) from attempts a join reservations r on (r.organization_id, r.id) = (a.organization_id, a.reservation_id)
-  where a.organization_id = $1 and a.outcome = 'unknown' and r.connection_id = $2 and a.closed_by = 'answer' and a.reason <> 'cut off'
+  where a.organization_id = $1 and a.outcome = 'unknown' and r.connection_id = $2 and r.executor = 'gateway' and a.closed_by = 'answer' and a.reason <> 'cut off'
     and a.closed_at > greatest(now() - make_interval(secs => $5),
       (select b.closed_at from breakers b where (b.organization_id, b.connection_id) = ($1, $2))))
 on conflict (organization_id, connection_id) do update set opened_at = now(), closed_at = null, retry_at = excluded.retry_at,

@@ -22,6 +22,7 @@ class ReservationView:
 
     Attributes:
         recovery_due: it is in doubt and automatic recovery has something left to try.
+        absence_counts_seconds: how long until an absence counts; zero where it does.
         next_check: when that is.
         queued_seconds: from the reservation to its last claim.
         provider_seconds: that the last closed attempt spent at the provider.
@@ -78,6 +79,7 @@ class ReservationView:
     changed_at: datetime
     settled_at: datetime | None
     recovery_due: bool
+    absence_counts_seconds: float | None
     next_check: datetime | None
     due_seconds: float | None
     queued_seconds: float | None
@@ -150,6 +152,7 @@ VIEW = f"""
 select {", ".join(f"r.{name}" for name in _OWN)},
   p.name as project, n.name as connection, n.provider, run.name as run,
   r.state = 'in_doubt' and o.due_at < 'infinity' as recovery_due,
+  greatest(0, extract(epoch from r.absence_counts_at - now()))::float8 as absence_counts_seconds,
   case when r.state = 'in_doubt' and o.due_at < 'infinity' then o.due_at end as next_check,
   case when o.due_at < 'infinity' then extract(epoch from o.due_at - now())::float8 end as due_seconds,
   extract(epoch from a.claimed_at - r.created_at)::float8 as queued_seconds,

@@ -41,6 +41,7 @@ REPLACE = """
 insert into webhook_secrets (organization_id, connection_id, sealed) values ($1, $2, $3)
 on conflict (organization_id, connection_id) do update set sealed = excluded.sealed
 """
+HOLD = "select from reservations where (organization_id, id) = ($1, $2) for update"
 TAKE = """
 insert into webhooks_in (organization_id, connection_id, event_id, marker, verdict, reservation_id) values ($1, $2, $3, $4, 'taken', $5)
 on conflict do nothing
@@ -80,6 +81,15 @@ async def marked(connection: Connection, organization_id: UUID, connection_id: U
     """The reservations of a connection that planted a marker, newest first. An operation key that was free again shares it."""
     records = await connection.fetch(MARKED, organization_id, connection_id, marker)
     return [Marked(**{**record, "state": State(record["state"])}) for record in records]
+
+
+async def hold(connection: Connection, organization_id: UUID, reservation_id: UUID) -> None:
+    """Wait for a reservation before anything is written about it, in the transaction that will.
+
+    A transaction takes its number when it first writes. One that wrote and then waited would carry a smaller number than what
+    happened to the reservation meanwhile, and the ledger, which is read by these numbers, would tell the end before the middle.
+    """
+    await connection.execute(HOLD, organization_id, reservation_id)
 
 
 async def take(connection: Connection, by: Listener, event_id: str, marker: str, reservation_id: UUID) -> bool:

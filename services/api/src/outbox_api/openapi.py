@@ -159,6 +159,29 @@ def _paths() -> Document:
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
+        "/v1/reservations/{reservation_id}/probes": {
+            "post": _operation(
+                "beginProbe",
+                "reservations",
+                "Begin a look for the effect of an attempt in doubt, before the provider is asked.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="Heartbeat",
+                answers={"201": _answer("The probe; ask the provider now.", "ProbeBegun")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reservations/{reservation_id}/probes/{probe_id}": {
+            "post": _operation(
+                "answerProbe",
+                "reservations",
+                "Say what the provider showed. That the effect is there settles at any time; that it is not counts only of a "
+                "probe that was begun after `absence_counts_at`.",
+                parameters=["ReservationId", "ProbeId", "IdempotencyKey"],
+                body="ProbeAnswer",
+                answers={"200": _answer("The reservation as it stands now, and when to look again.", "Probed")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
         "/v1/receipts": {
             "get": _operation(
                 "listReceipts",
@@ -348,6 +371,7 @@ def _parameters() -> Document:
         "Limit": _query("limit", _whole(1, lists.LIMIT_MAX, lists.LIMIT_DEFAULT), "Rows a page."),
         "Wait": _query("wait", _whole(0, 60, 0), "Seconds to wait until it is final."),
         "ReservationId": {"name": "reservation_id", "in": "path", "required": True, "schema": _UUID},
+        "ProbeId": {"name": "probe_id", "in": "path", "required": True, "schema": _UUID},
         "ConnectionId": {"name": "connection_id", "in": "path", "required": True, "schema": _UUID},
         "StripeSignature": _header(
             "Stripe-Signature", _TEXT, "`t=` seconds since the epoch, `v1=` HMAC-SHA-256 of time, dot, body."
@@ -614,6 +638,18 @@ def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str
         "amount": money,
     }
     assert tuple(settlement) == client_call.SETTLEMENT_MEMBERS, "the document names the members that are read"
+    begun: Document = {
+        "probe_id": _UUID,
+        "attempt_id": _UUID,
+        "asked_at": _TIME,
+        "counts": {"type": "boolean", "description": "Whether an absence counts."},
+        "counts_in_seconds": {"type": "number", "minimum": 0},
+    }
+    verdicts = ["settled", "noted", "too-early", "stale", "known", "contradiction"]
+    said = _closed(
+        {"id": _UUID, "verdict": {"enum": verdicts}, "again_seconds": {"type": "number", "minimum": 0}},
+        required=("id", "verdict"),
+    )
     lease: Document = {"lease_until": _TIME, "lease_seconds": {"type": "number"}}
     return {
         "ClientCall": _closed(tool_call | asked, required=("tool", "input", "attempt_id")),
@@ -623,6 +659,16 @@ def _client_schemas(tool_call: Document, skeleton: Document, required: tuple[str
         "Heartbeat": _closed({"attempt_id": _UUID}, required=("attempt_id",)),
         "Lease": _closed(lease, required=tuple(lease)),
         "Settlement": _closed(settlement, required=("attempt_id", "outcome")),
+        "ProbeBegun": _closed(begun, required=tuple(begun)),
+        "ProbeAnswer": _closed(
+            {
+                "found": {"type": "boolean"},
+                "external_reference": settlement["external_reference"],
+                "result": settlement["result"],
+            },
+            required=("found",),
+        ),
+        "Probed": _closed(skeleton | {"probe": said}, required=(*required, "probe")),
         "Void": _closed({"attempt_id": _UUID, "reason": settlement["reason"]}, required=()),
     }
 

@@ -17,7 +17,7 @@ from outbox_runtime.postgres import Pool, acquire, transaction
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
 from outbox_store.resolve import Resolution, resolve
-from outbox_store.webhooks_in import Listener, Marked, listener, marked, note, say, take
+from outbox_store.webhooks_in import Listener, Marked, hold, listener, marked, note, say, take
 
 AGAIN_SECONDS = 1.0
 """When the sweep looks at a reservation next that an event leaves open; an event of ours leaves none so."""
@@ -131,6 +131,7 @@ async def _settle(
         reason="webhook",
     )
     async with transaction(pool) as tx:
+        await hold(tx, by.organization_id, row.id)
         if not await take(tx, by, event.id, marker, row.id):
             return Taken(verdict="duplicate", reservation_id=row.id)
         [resolved] = await resolve(tx, [resolution], tries_max=TRIES_MAX)

@@ -9,16 +9,25 @@ from opentelemetry.trace import SpanKind
 
 from outbox_api.answers import Answer, Asked, answer_to, encode, not_final, problem, reservation_url, shown, skeleton
 from outbox_api.api import Api
-from outbox_api.exchange import Exchange
+from outbox_api.exchange import Exchange, too_large
 from outbox_api.heartbeat import heartbeat
+from outbox_api.probe import Found, answer_probe, begin_probe
 from outbox_api.reserve import Refused, Trace, new_tool_call
 from outbox_api.reserve_client import Answered, Given, Joined, ProbeFirst, reserve_client
 from outbox_api.routes.door import read_id, respond_with, through
 from outbox_api.routes.tool_calls import NAMES_IN_HEADERS, PROBLEMS_OF_OURS, known_tool, named_tool, preference
-from outbox_api.settle_client import settle_client
+from outbox_api.settle_client import RESULT_BYTES_MAX, settle_client
 from outbox_api.void import void
 from outbox_domain import json_text, messages
-from outbox_domain.client_call import ClientCall, ClientSettlement, members_of, read_attempt_id, read_reason
+from outbox_domain.client_call import (
+    ClientCall,
+    ClientSettlement,
+    invalid,
+    members_of,
+    read_attempt_id,
+    read_reason,
+    read_reference,
+)
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.telemetry import context_of, trace_id_of, traceparent_of
@@ -26,6 +35,7 @@ from outbox_store.reservations import ReservationView
 
 HEARTBEAT_MEMBERS = ("attempt_id",)
 VOID_MEMBERS = ("attempt_id", "reason")
+PROBE_MEMBERS = ("found", "external_reference", "result")
 
 Settle = Callable[[ScopedKey, object], Awaitable[Answer]]
 
@@ -59,7 +69,16 @@ def routes(api: Api) -> list[HTTPRouteHandler]:
     async def void_of(request: Request[Any, Any, Any]) -> Response[bytes]:
         return await _through(api, request, lambda key, document: _void(api, key, _id(request), document))
 
-    return [create_reservation, heartbeat_of, settle_of, void_of]
+    @post("/v1/reservations/{reservation_id:str}/probes", include_in_schema=False)
+    async def begin_probe_of(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return await _through(api, request, lambda key, document: _begin_probe(api, key, _id(request), document))
+
+    @post("/v1/reservations/{reservation_id:str}/probes/{probe_id:str}", include_in_schema=False)
+    async def answer_probe_of(request: Request[Any, Any, Any]) -> Response[bytes]:
+        probe_id = str(request.path_params["probe_id"])
+        return await _through(api, request, lambda key, document: _answer_probe(api, key, _id(request), probe_id, document))
+
+    return [create_reservation, heartbeat_of, settle_of, void_of, begin_probe_of, answer_probe_of]
 
 
 def _id(request: Request[Any, Any, Any]) -> str:
@@ -195,8 +214,42 @@ async def _void(api: Api, key: ScopedKey, id_text: str, document: object) -> Ans
     return await _shown(api, key, await void(api, key, read_id(id_text), attempt_id, read_reason(members)))
 
 
-async def _shown(api: Api, key: ScopedKey, view: ReservationView) -> Answer:
+async def _begin_probe(api: Api, key: ScopedKey, id_text: str, document: object) -> Answer:
+    attempt_id = read_attempt_id(members_of(document, HEARTBEAT_MEMBERS))
+    begun = await begin_probe(api, key, read_id(id_text), attempt_id)
+    body = encode(
+        {
+            "probe_id": begun.id,
+            "attempt_id": begun.attempt_id,
+            "asked_at": begun.asked_at,
+            "counts": begun.counts_in_seconds <= 0,
+            "counts_in_seconds": max(begun.counts_in_seconds, 0.0),
+        }
+    )
+    return Answer(status=201, body=body, code="probe-begun", reservation_id=read_id(id_text))
+
+
+async def _answer_probe(api: Api, key: ScopedKey, id_text: str, probe_text: str, document: object) -> Answer:
+    members = members_of(document, PROBE_MEMBERS)
+    found = members.get("found")
+    if not isinstance(found, bool):
+        raise invalid("$.found", "true or false")
+    reference = read_reference(members)
+    if not found and (reference is not None or members.get("result") is not None):
+        raise invalid("$.external_reference", "nothing: what is absent has neither reference nor result")
+    if "result" in members and len(encode(members["result"])) > RESULT_BYTES_MAX:
+        raise too_large(RESULT_BYTES_MAX, path="$.result")
+    seen = Found(exists=found, external_reference=reference, result=members.get("result"), has_result="result" in members)
+    looked = await answer_probe(api, key, read_id(id_text), read_id(probe_text), seen)
+    probe: dict[str, object] = {"id": probe_text.lower(), "verdict": looked.verdict}
+    if looked.again_seconds is not None:
+        probe["again_seconds"] = looked.again_seconds
+    answer = await _shown(api, key, looked.view, probe=probe)
+    return answer
+
+
+async def _shown(api: Api, key: ScopedKey, view: ReservationView, **more: object) -> Answer:
     contract = await api.directory.contract(key.organization_id, view.tool, view.contract_version)
     vault = await api.directory.vault(key.organization_id)
-    document = shown(view, contract=contract, vault=vault)
+    document = shown(view, contract=contract, vault=vault) | more
     return Answer(status=200, body=encode(document), code="settled", state=view.state, reservation_id=view.id)

@@ -1,0 +1,269 @@
+"""Attempts of clients in the ledger: who may claim what, and two statements that meet on one attempt."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from tests.integration.store.races import Store
+from tests.support.ledger import claim_of, claimed, settled
+
+from outbox_domain.reservation import Outcome, State
+from outbox_store import claim as claims
+from outbox_store import client_attempts
+from outbox_store.batches import Failed
+from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim, claim_by_client
+from outbox_store.client_attempts import Lease
+from outbox_store.connection import Connection
+from outbox_store.reserve import NewReservation, Won, reserve
+from outbox_store.sweep import Lapse, due, lapse
+from outbox_store.withdraw import withdraw
+
+
+def wish_of(row: NewReservation, **changes: Any) -> Claim:
+    """A client's claim of a row."""
+    return claim_of(row, **{"executor": "client", "actor_id": row.actor_id, "time_limit_seconds": 30.0, **changes})
+
+
+async def held(store: Store, **changes: Any) -> tuple[NewReservation, ClaimedByClient]:
+    """A reservation of a client whose attempt is open."""
+    row = store.world.row(executor="client", **changes)
+    assert await reserve(store.api, [row]) == [Won(id=row.id)]
+    attempt = await claim_by_client(store.api, wish_of(row))
+    assert isinstance(attempt, ClaimedByClient), attempt
+    return row, attempt
+
+
+def lapse_of(attempt: ClaimedByClient, **changes: Any) -> Lapse:
+    """What the sweep says of a lapsed attempt."""
+    wish = Lapse(
+        organization_id=attempt.organization_id,
+        reservation_id=attempt.reservation_id,
+        attempt_id=attempt.attempt_id,
+        settle_seconds=120.0,
+        recover_seconds=600.0,
+    )
+    return replace(wish, **changes)
+
+
+async def renewed(connection: Connection, attempt: ClaimedByClient) -> Lease | None:
+    """A heartbeat."""
+    return await client_attempts.renew(
+        connection,
+        attempt.organization_id,
+        attempt.reservation_id,
+        attempt.attempt_id,
+        attempt.actor_id,
+        margin_seconds=5.0,
+        window_seconds=None,
+    )
+
+
+async def test_each_claims_its_own_only(store: Store) -> None:
+    """A worker opens no attempt of a client's reservation, a client none of a worker's."""
+    row, mine = store.world.row(), store.world.row(executor="client")
+    await reserve(store.api, [row, mine])
+    assert await claim(store.worker, [claim_of(mine)]) == [NotClaimed(reservation_id=mine.id, reason="gone")]
+    assert await claim_by_client(store.api, wish_of(row)) == NotClaimed(reservation_id=row.id, reason="gone")
+    assert await store.count("attempts") == 0
+    await claimed(store.worker, row)
+    assert isinstance(await claim_by_client(store.api, wish_of(mine)), ClaimedByClient)
+
+
+async def test_the_claim_names_the_attempt_and_its_owner(store: Store) -> None:
+    """A claim carries number, epoch, lease, limit and owner; the same claim again finds its own attempt."""
+    row, attempt = await held(store)
+    wish = wish_of(row, attempt_id=attempt.attempt_id)
+    again = await claim_by_client(store.api, wish)
+    assert isinstance(again, ClaimedByClient)
+    assert replace(again, lease_seconds=attempt.lease_seconds) == attempt
+    assert (attempt.number, attempt.epoch, attempt.resend, attempt.lease_seconds) == (1, 1, False, 10.0)
+    record = await store.attempt(attempt.attempt_id)
+    assert (record["actor_id"], record["lease_seconds"], record["time_limit_seconds"]) == (row.actor_id, 10.0, 30.0)
+    assert await store.entries(row.id) == [("reserved", None, "reserved"), ("claimed", "reserved", "executing")]
+    taken = await claim_by_client(store.api, wish_of(row))
+    assert taken == NotClaimed(reservation_id=row.id, reason="gone")
+
+
+async def test_an_attempt_id_is_used_once(store: Store) -> None:
+    """An attempt id that exists already refuses the claim for good, and the reservation stays as it was."""
+    _, attempt = await held(store)
+    row = store.world.row(executor="client")
+    await reserve(store.api, [row])
+    refused = await claim_by_client(store.api, wish_of(row, attempt_id=attempt.attempt_id))
+    assert isinstance(refused, Failed)
+    assert refused.constraint == "attempts_pkey"
+    assert (await store.reservation(row.id))["state"] == "reserved"
+
+
+async def test_reserving_and_claiming_are_one_transaction(store: Store) -> None:
+    """What breaks off between T1 and T2 of a client leaves nothing: no reservation that nobody holds."""
+    row = store.world.row(executor="client")
+    transaction = store.api.transaction()
+    await transaction.start()
+    assert await reserve(store.api, [row]) == [Won(id=row.id)]
+    await transaction.rollback()
+    for table in ("reservations", "sealed_inputs", "open_reservations", "ledger_entries"):
+        assert await store.count(table) == 0
+
+
+async def test_of_two_hand_overs_one_is_given(store: Store) -> None:
+    """Two callers take over a doubt at once: one has the attempt, the other finds it taken."""
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    await lapse(store.worker, [lapse_of(attempt)])
+    first, second = wish_of(row), wish_of(row)
+    verdict = await store.beside(
+        lambda connection: claim_by_client(connection, first), lambda connection: claim_by_client(connection, second)
+    )
+    assert verdict == NotClaimed(reservation_id=row.id, reason="gone")
+    record = await store.reservation(row.id)
+    assert (record["open_attempt_id"], record["attempts"], record["resends"]) == (first.attempt_id, 2, 1)
+
+
+async def test_a_heartbeat_beside_a_lapse(store: Store) -> None:
+    """Whoever comes second sees what the first one did: a renewed lease does not lapse, a lapsed one is not renewed."""
+    _, attempt = await held(store)
+    await store.owner.execute(
+        "update attempts set lease_until = now() + interval '0.3 seconds' where id = $1", attempt.attempt_id
+    )
+
+    async def renew_and_wait(connection: Connection) -> None:
+        assert await renewed(connection, attempt) is not None
+        await asyncio.sleep(0.4)  # The lease as it stood before is over by now.
+
+    assert await store.beside(renew_and_wait, lambda connection: lapse(connection, [lapse_of(attempt)])) == []
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    lost = await store.beside(
+        lambda connection: lapse(connection, [lapse_of(attempt)]), lambda connection: renewed(connection, attempt)
+    )
+    assert lost is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED])
+async def test_a_settlement_beside_a_lapse(store: Store, outcome: Outcome) -> None:
+    """A settlement before the lapse stands; after it a success still settles, and a refusal is evidence."""
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    assert (
+        await store.beside(
+            lambda connection: settled(connection, attempt, outcome), lambda connection: lapse(connection, [lapse_of(attempt)])
+        )
+        == []
+    )
+    _, other = await held(store)
+    await store.let_the_lease_lapse(other.attempt_id)
+    late = await store.beside(
+        lambda connection: lapse(connection, [lapse_of(other)]), lambda connection: settled(connection, other, outcome)
+    )
+    succeeded = outcome is Outcome.SUCCEEDED
+    assert (late.verdict, late.state) == (("settled", State.SUCCEEDED) if succeeded else ("evidence", State.IN_DOUBT))
+    assert (await store.reservation(row.id))["state"] == ("succeeded" if succeeded else "failed")
+
+
+async def test_a_late_success_beside_a_hand_over(store: Store) -> None:
+    """A late success and a hand-over at once, in either order: the success is the receipt, and nobody is sent out twice."""
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    await lapse(store.worker, [lapse_of(attempt)])
+    taken = await store.beside(
+        lambda connection: settled(connection, attempt, Outcome.SUCCEEDED),
+        lambda connection: claim_by_client(connection, wish_of(row)),
+    )
+    assert taken == NotClaimed(reservation_id=row.id, reason="gone")
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    await lapse(store.worker, [lapse_of(attempt)])
+    second = wish_of(row)
+    late = await store.beside(
+        lambda connection: claim_by_client(connection, second),
+        lambda connection: settled(connection, attempt, Outcome.SUCCEEDED),
+    )
+    assert (late.verdict, late.state) == ("settled", State.SUCCEEDED)
+    closed = await store.attempt(second.attempt_id)
+    assert (closed["outcome"], closed["closed_by"]) == ("unknown", "other-attempt")
+
+
+async def test_an_absence_counts_after_lease_limit_and_settle_time(store: Store) -> None:
+    """The time limit is how long a handler may be stopped right before its last byte, so it is waited for as well."""
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    await lapse(store.worker, [lapse_of(attempt, settle_seconds=100.0)])
+    record, closed = await store.reservation(row.id), await store.attempt(attempt.attempt_id)
+    assert (record["absence_counts_at"] - closed["lease_until"]).total_seconds() == 130.0
+    _, other = await held(store)
+    await settled(store.api, other, Outcome.UNKNOWN, settle_seconds=100.0)
+    record, closed = await store.reservation(other.reservation_id), await store.attempt(other.attempt_id)
+    assert (record["absence_counts_at"] - closed["lease_until"]).total_seconds() == 130.0
+
+
+async def test_what_was_not_sent_is_failed(store: Store) -> None:
+    """Unsent and deferred attempts of a client fail their reservation; nothing waits for a worker that would never come."""
+    for outcome in (Outcome.UNSENT, Outcome.DEFERRED):
+        row, attempt = await held(store)
+        assert (await settled(store.api, attempt, outcome)).state is State.FAILED
+        assert (await store.reservation(row.id))["live"] is False
+    row, attempt = await held(store)
+    await store.let_the_lease_lapse(attempt.attempt_id)
+    await lapse(store.worker, [lapse_of(attempt)])
+    assert (await settled(store.api, attempt, Outcome.UNSENT)).state is State.FAILED
+
+
+async def test_what_is_late_is_withdrawn(store: Store) -> None:
+    """A client's reservation past its last moment is voided by the sweep; before it, under way or a worker's it stays."""
+    late, early = store.world.row(executor="client"), store.world.row(executor="client")
+    workers = store.world.row()
+    await reserve(store.api, [late, early, workers])
+    under_way, _ = await held(store)
+    await store.owner.execute("update reservations set not_after = now() where id = any($1)", [late.id, workers.id, under_way.id])
+    rows = [(row.organization_id, row.id) for row in (late, early, workers, under_way)]
+    assert await withdraw(store.worker, rows, reason="not-sent-in-time", late_only=True, actor_chain=None) == [late.id]
+    assert (await store.entries(late.id))[-1] == ("voided", "reserved", "voided")
+    by_caller = await withdraw(store.api, rows, reason="withdrawn", late_only=False, actor_chain=["agent:tests"])
+    assert by_caller == [early.id]
+    found = {row.reservation_id: row.executor for row in await due(store.worker, overdue_seconds=0.0, limit=10_000)}
+    assert early.id not in found
+    assert found[workers.id] == "gateway"
+
+
+async def test_the_executors_are_held_apart_twice(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: without the claim's condition the trigger refuses, and without both a worker sends a client's effect."""
+    store = own_store
+    row = store.world.row(executor="client")
+    await reserve(store.api, [row])
+    wish = claim_of(row, attempt_id=uuid4())
+    monkeypatch.setattr(claims, "CLAIM", claims.CLAIM.replace("r.executor = i.claimed_by and", ""))
+    [refused] = await claim(store.worker, [wish])
+    assert isinstance(refused, Failed)
+    assert isinstance(refused.error, asyncpg.InsufficientPrivilegeError)
+    await store.owner.execute("drop trigger reservation_executor on reservations")
+    [refused] = await claim(store.worker, [wish])
+    assert isinstance(refused, Failed)
+    await store.owner.execute("drop trigger attempt_executor on attempts")
+    [opened] = await claim(store.worker, [wish])
+    assert isinstance(opened, claims.Claimed)
+
+
+async def test_without_the_triggers_the_api_sends(own_store: Store) -> None:
+    """The negative control of the triggers: it is they, and not the grants, that keep the API off a worker's attempt."""
+    store = own_store
+    row = store.world.row()
+    await reserve(store.api, [row])
+    attempt = await claimed(store.worker, row)
+    lengthen = "update attempts set lease_until = lease_until + interval '1 day' where id = $1"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.api.execute(lengthen, attempt.attempt_id)
+    await store.owner.execute("drop trigger attempt_executor on attempts")
+    await store.api.execute(lengthen, attempt.attempt_id)
+    again = "update reservations set resends = 0, attempts = 0 where id = $1"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.api.execute(again, row.id)
+    await store.owner.execute("drop trigger reservation_executor on reservations")
+    await store.api.execute(again, row.id)
+    installs = "insert into tool_contracts (organization_id, tool, version, document) values ($1, 'a.b', 1, '{}')"
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await store.api.execute(installs, row.organization_id)
+    await store.owner.execute("drop trigger inline_only on tool_contracts")
+    await store.api.execute(installs, row.organization_id)
