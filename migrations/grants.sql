@@ -42,6 +42,15 @@ grant select on webhook_secrets to outbox_api;
 grant select, insert on webhooks_in to outbox_api;
 grant update (verdict) on webhooks_in to outbox_api;
 
+-- Epochs: the worker compares the ledger with what it remembers and declares a loss; a person clears it for their organization.
+grant select on installation, instances, epoch_clearances to outbox_worker;
+grant update (beat, beat_at) on installation to outbox_worker;
+grant insert on instances, epochs to outbox_worker;
+grant select on instances, epoch_clearances to outbox_api;
+grant insert on epoch_clearances to outbox_api;
+-- What a client asks for that may have been sent before a loss is put in doubt by the API.
+grant update (suspected_epoch) on reservations to outbox_api;
+
 -- Objects, blocked runs and episodes are kept by triggers of reservations, in the rights of whoever changes the reservation.
 grant select, insert, update, delete on open_objects to outbox_api;
 grant select, update, delete on open_objects to outbox_worker;

@@ -101,8 +101,8 @@ class Servers:
 
 
 @contextlib.contextmanager
-def serving(database: Database, folder: Path) -> Iterator[Servers]:
-    """The provider and a worker on a database, for this block."""
+def serving(database: Database, folder: Path, **worker: str) -> Iterator[Servers]:
+    """The provider and a worker on a database, for this block; the worker has these settings as well."""
     ready_file = folder / "sandbox-ready.json"
     sandbox = start("outbox_sandbox", "--port", "0", "--ready-file", str(ready_file), folder=folder)
     servers: Servers | None = None
@@ -115,7 +115,7 @@ def serving(database: Database, folder: Path) -> Iterator[Servers]:
             sandbox=SandboxControl(json.loads(ready_file.read_text())["url"]),
             folder=folder,
         )
-        servers.start_worker()
+        servers.start_worker(**worker)
         yield servers
     finally:
         for process in (*(servers.workers if servers is not None else ()), sandbox):
@@ -136,9 +136,9 @@ class Ground:
         """The provider's own account."""
         return self.servers.sandbox
 
-    async def reserve(self, tool: str, **input: object) -> NewReservation:
-        """Reserve one call of a tool under its quick contract, as the API does."""
-        contract, vault, token = self.contracts[tool], await self.scene.vault(), uuid4().hex
+    async def reserve(self, tool: str, *, token: str | None = None, **input: object) -> NewReservation:
+        """Reserve one call of a tool under its quick contract, as the API does; the same token asks for the same effect again."""
+        contract, vault, token = self.contracts[tool], await self.scene.vault(), token or uuid4().hex
         inputs: dict[str, dict[str, Any]] = {
             "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": 1200},
             "stripe.customer.create": {"email": f"{token}@example.com"},
@@ -168,13 +168,13 @@ class Ground:
     ) -> NewReservation:
         """Reserve one call whose request meets a fault."""
         self.sandbox.plan(PATHS[tool], fault, times=times, delay_seconds=delay_seconds)
-        return await self.reserve(tool, **input)
+        return await self.reserve(tool, token=None, **input)
 
     async def read(self, row: NewReservation) -> dict[str, Any]:
         """How a reservation stands, with its attempts and its receipt."""
         [found] = await self.scene.fetch(
             """select r.state, r.unknown_attempts, r.lookups, r.absences, r.resends, r.tries, r.generation, r.recovery_step, r.person_asked_at,
-                 r.absence_counts_at, r.late_write, r.provider_code,
+                 r.absence_counts_at, r.late_write, r.provider_code, r.doubt_cause,
                  extract(epoch from o.due_at - now())::float8 as due_seconds, t.confidence, t.external_reference, t.evidence,
                  array(select a.outcome from attempts a where a.reservation_id = r.id order by number) as outcomes,
                  array(select a.proven_absent from attempts a where a.reservation_id = r.id order by number) as absent,

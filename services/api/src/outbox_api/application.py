@@ -15,6 +15,7 @@ from outbox_api.openapi import document_bytes
 from outbox_api.routes import (
     client_executed,
     doubts,
+    epoch,
     health,
     ledger_entries,
     receipts,
@@ -64,6 +65,7 @@ def build(api: Api) -> Litestar:
             *client_executed.routes(api),
             *receipts.routes(api),
             *doubts.routes(api),
+            *epoch.routes(api),
             *webhooks.routes(api),
             *ledger_entries.routes(api),
             *scoped_keys.routes(api),
