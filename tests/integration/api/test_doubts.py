@@ -436,7 +436,12 @@ async def test_many_are_answered_by_half(
 
 
 async def test_what_belongs_to_others(
-    api: RunningApi, admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene, wrapping_key: WrappingKey
+    api: RunningApi,
+    admin: httpx2.AsyncClient,
+    agent: httpx2.AsyncClient,
+    worker: StandIn,
+    scene: Scene,
+    wrapping_key: WrappingKey,
 ) -> None:
     """Owners of another organization, and a key of another environment, find no doubt, count none and change none."""
     id = await doubt(agent, worker)

@@ -484,4 +484,6 @@ async def test_many_are_moved_in_one_order(store: Store, what: str) -> None:
     await store.owner.execute("select from open_reservations where reservation_id = $1 for update nowait", rows[1].id)
     await transaction.rollback()
     await moving
-    assert {round((await store.reservation(row.id))["due_seconds"] / 60) for row in rows} == ({1} if what == "postpone" else {0, 1})
+    assert {round((await store.reservation(row.id))["due_seconds"] / 60) for row in rows} == (
+        {1} if what == "postpone" else {0, 1}
+    )

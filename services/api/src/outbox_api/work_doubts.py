@@ -214,7 +214,7 @@ async def resolve_many(
             if not done:
                 raise
             # Those before are settled, and whoever asked must learn which; the others are asked for again.
-            left = "The ledger was out of reach. Look at this one again: it is as it was, unless its answer was the one that got lost."
+            left = "The ledger was out of reach. It is as it was, unless its own answer was the one that got lost: look again."
             return done + [Done(doubt=rest, verdict="refused", code="unavailable", detail=left) for rest in found[place:]]
     return done
 
