@@ -11,7 +11,7 @@ grant usage on sequence ledger_entry_ids to outbox_api, outbox_worker;
 grant select on organizations, projects, environments, actors, members, scoped_keys, runs, tool_contracts, connections, epochs,
   reservation_transitions, reservations, open_reservations, attempts, receipts, sealed_results, contradictions, tool_calls,
   request_keys, ledger_entries, schema_migrations to outbox_api;
-grant insert on reservations, sealed_inputs, open_reservations, ledger_entries, runs, tool_calls, actors, scoped_keys to outbox_api;
+grant insert on reservations, sealed_inputs, open_reservations, ledger_entries, runs, tool_calls, actors, scoped_keys, projects to outbox_api;
 grant insert, update, delete on request_keys to outbox_api;
 grant update (repeats) on tool_calls to outbox_api;
 -- A person's answer to a doubt and a verified webhook are written by the statement that writes look-ups down (ADR 0011). What a
@@ -41,6 +41,15 @@ grant select, insert, update on breakers to outbox_worker;
 grant select on webhook_secrets to outbox_api;
 grant select, insert on webhooks_in to outbox_api;
 grant update (verdict) on webhooks_in to outbox_api;
+
+-- Epochs: the worker compares the ledger with what it remembers and declares a loss; a person clears it for their organization.
+grant select on installation, instances, epoch_clearances to outbox_worker;
+grant update (beat, beat_at) on installation to outbox_worker;
+grant insert on instances, epochs to outbox_worker;
+grant select on instances, epoch_clearances to outbox_api;
+grant insert on epoch_clearances to outbox_api;
+-- What a client asks for that may have been sent before a loss is put in doubt by the API.
+grant update (suspected_epoch) on reservations to outbox_api;
 
 -- Objects, blocked runs and episodes are kept by triggers of reservations, in the rights of whoever changes the reservation.
 grant select, insert, update, delete on open_objects to outbox_api;

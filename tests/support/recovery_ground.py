@@ -40,13 +40,13 @@ QUICK = 2
 RECOVERED_SECONDS = 30.0
 
 
-def quick(contract: ToolContract, **changes: Any) -> ToolContract:
+def quick(contract: ToolContract, *, deadline: timedelta = DEADLINE, **changes: Any) -> ToolContract:
     """A contract with short times: deadline and settle time; `changes` replace members of its look-up."""
     recovery = [
         rule.model_copy(update={"settle": SETTLE, **changes}) if isinstance(rule, LookupRule) else rule
         for rule in contract.recovery
     ]
-    request = contract.request.model_copy(update={"deadline": DEADLINE})
+    request = contract.request.model_copy(update={"deadline": deadline})
     return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request})
 
 
@@ -101,8 +101,8 @@ class Servers:
 
 
 @contextlib.contextmanager
-def serving(database: Database, folder: Path) -> Iterator[Servers]:
-    """The provider and a worker on a database, for this block."""
+def serving(database: Database, folder: Path, **worker: str) -> Iterator[Servers]:
+    """The provider and a worker on a database, for this block; the worker has these settings as well."""
     ready_file = folder / "sandbox-ready.json"
     sandbox = start("outbox_sandbox", "--port", "0", "--ready-file", str(ready_file), folder=folder)
     servers: Servers | None = None
@@ -115,7 +115,7 @@ def serving(database: Database, folder: Path) -> Iterator[Servers]:
             sandbox=SandboxControl(json.loads(ready_file.read_text())["url"]),
             folder=folder,
         )
-        servers.start_worker()
+        servers.start_worker(**worker)
         yield servers
     finally:
         for process in (*(servers.workers if servers is not None else ()), sandbox):
@@ -136,9 +136,9 @@ class Ground:
         """The provider's own account."""
         return self.servers.sandbox
 
-    async def reserve(self, tool: str, **input: object) -> NewReservation:
-        """Reserve one call of a tool under its quick contract, as the API does."""
-        contract, vault, token = self.contracts[tool], await self.scene.vault(), uuid4().hex
+    async def reserve(self, tool: str, *, token: str | None = None, **input: object) -> NewReservation:
+        """Reserve one call of a tool under its quick contract, as the API does; the same token asks for the same effect again."""
+        contract, vault, token = self.contracts[tool], await self.scene.vault(), token or uuid4().hex
         inputs: dict[str, dict[str, Any]] = {
             "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": 1200},
             "stripe.customer.create": {"email": f"{token}@example.com"},
@@ -168,13 +168,13 @@ class Ground:
     ) -> NewReservation:
         """Reserve one call whose request meets a fault."""
         self.sandbox.plan(PATHS[tool], fault, times=times, delay_seconds=delay_seconds)
-        return await self.reserve(tool, **input)
+        return await self.reserve(tool, token=None, **input)
 
     async def read(self, row: NewReservation) -> dict[str, Any]:
         """How a reservation stands, with its attempts and its receipt."""
         [found] = await self.scene.fetch(
             """select r.state, r.unknown_attempts, r.lookups, r.absences, r.resends, r.tries, r.generation, r.recovery_step, r.person_asked_at,
-                 r.absence_counts_at, r.late_write, r.provider_code,
+                 r.absence_counts_at, r.late_write, r.provider_code, r.doubt_cause,
                  extract(epoch from o.due_at - now())::float8 as due_seconds, t.confidence, t.external_reference, t.evidence,
                  array(select a.outcome from attempts a where a.reservation_id = r.id order by number) as outcomes,
                  array(select a.proven_absent from attempts a where a.reservation_id = r.id order by number) as absent,
@@ -235,10 +235,10 @@ def is_for_a_person(found: dict[str, Any]) -> bool:
     return bool(found["state"] == "in_doubt" and found["due_seconds"] == float("inf"))
 
 
-async def make_ground(servers: Servers, **lookup_changes: Any) -> Ground:
-    """An organization of a test's own; `lookup_changes` replace members of every contract's look-up."""
+async def make_ground(servers: Servers, *, deadline: timedelta = DEADLINE, **lookup_changes: Any) -> Ground:
+    """An organization of a test's own; `deadline` is every contract's, `lookup_changes` replace members of its look-up."""
     scene = await make_scene(servers.database, servers.wrapping_key, base_url=servers.sandbox.url)
-    contracts = [quick(contract, **lookup_changes) for contract in shipped()]
+    contracts = [quick(contract, deadline=deadline, **lookup_changes) for contract in shipped()]
     for contract in contracts:
         assert lint(contract) == []
     found = await scene.fetch("select id, provider from connections where {own}")

@@ -23,14 +23,17 @@ GRANTS: dict[str, dict[str, str]] = {
     "contradictions": {"outbox_api": SI, "outbox_worker": SI},
     "doubt_episodes": {"outbox_api": SIU, "outbox_worker": SIU},
     "environments": {"outbox_api": S, "outbox_worker": S},
-    "epochs": {"outbox_api": S, "outbox_worker": S},
+    "epoch_clearances": {"outbox_api": SI, "outbox_worker": S},
+    "epochs": {"outbox_api": S, "outbox_worker": SI},
+    "installation": {"outbox_worker": S},
+    "instances": {"outbox_api": S, "outbox_worker": SI},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
     "open_objects": {"outbox_api": ALL, "outbox_worker": "SELECT UPDATE DELETE"},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
     "probes": {"outbox_api": SI},
-    "projects": {"outbox_api": S, "outbox_worker": S},
+    "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
     "receipts": {"outbox_api": SI, "outbox_worker": SI},
     "request_keys": {"outbox_api": ALL},
@@ -77,6 +80,8 @@ COLUMN_GRANTS = {
     *(("outbox_api", table, column, "UPDATE") for table, columns in CARRIES_OUT.items() for column in columns.split()),
     *(("outbox_api", table, column, "INSERT") for table, columns in BROUGHT_ALONG.items() for column in columns.split()),
     *(("outbox_api", "sealed_inputs", column, "SELECT") for column in ("organization_id", "reservation_id")),
+    *(("outbox_worker", "installation", column, "UPDATE") for column in ("beat", "beat_at")),
+    ("outbox_api", "reservations", "suspected_epoch", "UPDATE"),
 }
 SEQUENCE_GRANTS = {(role, "ledger_entry_ids", "USAGE") for role in ROLES}
 PRIVILEGES = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]

@@ -189,6 +189,10 @@ async def filled(store: Store) -> None:
         organization_id=world.organization_id, connection_id=world.connection_id, provider="stripe", sealed_secret=b"sealed"
     )
     await webhooks_in.take(store.api, by, "evt_1", "marker", doubtful.reservation_id)
+    await store.api.execute(
+        "insert into epoch_clearances (organization_id, epoch, cleared_by, reason) values ($1, 1, '[]', 'Nothing was lost.')",
+        world.organization_id,
+    )
     clients = world.row(executor="client")
     await reserve(store.api, [clients])
     wish = claim_of(clients, executor="client", actor_id=world.actor_id)
@@ -207,6 +211,7 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "actors_kind_check": ("actors", {"kind": "robot"}),
     "actors_name_check": ("actors", {"name": ""}),
     "attempt_absent": ("attempts", {"outcome": "rejected", "closed_at": TIME, "closed_by": "answer", "proven_absent": True}),
+    "attempt_supposed": ("attempts", {"supposed": True}),
     "attempt_closed": ("attempts", {"outcome": "rejected", "closed_at": None, "closed_by": None}),
     "attempt_late_outcome": ("attempts", {"late_outcome": "maybe"}),
     "attempt_outcome": ("attempts", {"outcome": "maybe", "closed_at": TIME, "closed_by": "answer"}),
@@ -224,6 +229,9 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "environments_name_check": ("environments", {"name": "-"}),
     "members_roles_check": ("members", {"roles": ["emperor"]}),
     "organizations_name_check": ("organizations", {"name": "a" * 64}),
+    "epoch_clearances_reason_check": ("epoch_clearances", {"reason": ""}),
+    "epoch_loss": ("epochs", {"number": 99, "lost_since": None, "possibly_lost_until": None}),
+    "installation_one_check": ("installation", {"one": False}),
     "projects_name_check": ("projects", {"name": "a b"}),
     "receipt_money": ("receipts", {"amount": None}),
     "receipts_confidence_check": ("receipts", {"confidence": "sure"}),
@@ -282,6 +290,8 @@ MORE_CHECKS = [
 ]
 
 CLONE = "insert into {table} select (jsonb_populate_record(t, $1)).* from {table} t where t.organization_id = $2 limit 1"
+CLONE_ANY = "insert into {table} select (jsonb_populate_record(t, $1)).* from {table} t limit 1"
+OF_NO_ORGANIZATION = ("epochs", "installation")
 CLONE_ORGANIZATION = (
     "insert into organizations select (jsonb_populate_record(t, $1)).* from organizations t where t.id = $2 limit 1"
 )
@@ -289,6 +299,8 @@ CLONE_ORGANIZATION = (
 
 async def clone(store: Store, table: str, changes: dict[str, Any]) -> str | None:
     """What refuses a second row like the first one of a table but for these changes."""
+    if table in OF_NO_ORGANIZATION:
+        return await refusal_of(store, CLONE_ANY.format(table=table), changes)
     statement = CLONE_ORGANIZATION if table == "organizations" else CLONE.format(table=table)
     return await refusal_of(store, statement, changes, store.world.organization_id)
 

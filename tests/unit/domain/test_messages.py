@@ -83,6 +83,16 @@ def contract(summary: str) -> ToolContract:
             "UNKNOWN. It was sent and no answer came. Do not repeat it and do not say that it failed or succeeded. "
             "It is being checked by a person.",
         ),
+        (
+            messages.in_doubt(AT, after_loss=True),
+            "UNKNOWN. Our record lost its newest entries, so it may have been done before. Do not repeat it and do not say that it "
+            f"failed or succeeded. It is being checked; next check {TIME}.",
+        ),
+        (
+            messages.in_doubt(None, after_loss=True),
+            "UNKNOWN. Our record lost its newest entries, so it may have been done before. Do not repeat it and do not say that it "
+            "failed or succeeded. It is being checked by a person.",
+        ),
         (messages.invalid_input("$.input.amount", "at least 1"), "NOT SENT. $.input.amount: expected at least 1."),
         (
             messages.unknown_tool("stripe.refnd.create", ["stripe.refund.create", "a.b"]),

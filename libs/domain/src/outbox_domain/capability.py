@@ -35,6 +35,7 @@ class Capability(StrEnum):
     RESOLVE = "resolve"
     VOTE_ON_REVIEWS = "vote-on-reviews"
     RESOLVE_DOUBTS = "resolve-doubts"
+    CLEAR_EPOCHS = "clear-epochs"
     SET_SWITCHES = "set-switches"
     MANAGE_KEYS = "manage-keys"
     MANAGE_CONNECTIONS = "manage-connections"
@@ -50,7 +51,14 @@ CAPABILITIES: Mapping[Role, frozenset[Capability]] = MappingProxyType(
     {
         Role.OWNER: frozenset(Capability),
         Role.ADMIN: frozenset(Capability) - {Capability.MANAGE_ORGANIZATION},
-        Role.OPERATOR: _READER | {Capability.READ_LEDGER, Capability.RESOLVE, Capability.RESOLVE_DOUBTS, Capability.SET_SWITCHES},
+        Role.OPERATOR: _READER
+        | {
+            Capability.READ_LEDGER,
+            Capability.RESOLVE,
+            Capability.RESOLVE_DOUBTS,
+            Capability.CLEAR_EPOCHS,
+            Capability.SET_SWITCHES,
+        },
         Role.APPROVER: _READER | {Capability.VOTE_ON_REVIEWS},
         Role.AUDITOR: _READER | {Capability.READ_LEDGER},
         Role.DEVELOPER: _READER

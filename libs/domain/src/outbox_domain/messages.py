@@ -56,6 +56,14 @@ _IN_DOUBT_FOR_A_PERSON = (
     "UNKNOWN. It was sent and no answer came. Do not repeat it and do not say that it failed or succeeded. "
     "It is being checked by a person."
 )
+_POSSIBLY_SENT = (
+    "UNKNOWN. Our record lost its newest entries, so it may have been done before. Do not repeat it and do not say that it "
+    "failed or succeeded. It is being checked; next check {time}."
+)
+_POSSIBLY_SENT_FOR_A_PERSON = (
+    "UNKNOWN. Our record lost its newest entries, so it may have been done before. Do not repeat it and do not say that it "
+    "failed or succeeded. It is being checked by a person."
+)
 _CONTRADICTED = (
     "UNKNOWN. There is proof of an effect that was recorded as not done. Do not repeat it and do not say that it failed or "
     "succeeded. It is being checked by a person."
@@ -211,12 +219,15 @@ def failed() -> str:
     return _FAILED
 
 
-def in_doubt(next_check: datetime | None) -> str:
+def in_doubt(next_check: datetime | None, *, after_loss: bool = False) -> str:
     """It was sent and nobody knows.
 
     Args:
         next_check: when recovery looks again; None when only a person can decide.
+        after_loss: nobody knows whether it was sent either, because the ledger has lost its tail.
     """
+    if after_loss:
+        return _POSSIBLY_SENT_FOR_A_PERSON if next_check is None else _POSSIBLY_SENT.format(time=moment(next_check))
     if next_check is None:
         return _IN_DOUBT_FOR_A_PERSON
     return _IN_DOUBT.format(time=moment(next_check))

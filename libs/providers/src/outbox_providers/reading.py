@@ -97,7 +97,8 @@ def read(contract: ToolContract, answer: WireAnswer) -> Reading:
         amount_reported=amount,
         currency_reported=currency,
         failure=None if succeeded else _failure(answer, body),
-        stored_failure=_is_stored_failure(contract, answer),
+        stored_failure=answer.status >= 500 and _is_replayed(contract, answer),
+        replayed=_is_replayed(contract, answer),
     )
 
 
@@ -255,11 +256,11 @@ def _at(value: Any, place: tuple[str | int, ...]) -> Any:
     return value
 
 
-def _is_stored_failure(contract: ToolContract, answer: WireAnswer) -> bool:
-    """A 5xx that the provider says it replayed from its store: it tells of the first attempt, and nothing new."""
+def _is_replayed(contract: ToolContract, answer: WireAnswer) -> bool:
+    """The provider says that it replayed the answer from its store: a 5xx then tells of the first attempt, and nothing new."""
     place = contract.resend.stored_failure if contract.resend is not None else None
     name = header_name(place) if place is not None else None
-    return name is not None and answer.status >= 500 and (header(answer.headers, name) or "").strip().lower() == "true"
+    return name is not None and (header(answer.headers, name) or "").strip().lower() == "true"
 
 
 def _retry_after(row: OutcomeRule | None, answer: WireAnswer) -> float | None:

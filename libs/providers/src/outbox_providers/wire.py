@@ -80,6 +80,7 @@ class Reading:
         currency_reported: the currency it says, in capitals.
         failure: what it said when it did not succeed.
         stored_failure: a failure that the provider merely replayed from its store; it proves nothing of this attempt.
+        replayed: the provider says that it gave an answer it had stored, whatever that is.
     """
 
     outcome: Outcome
@@ -92,3 +93,4 @@ class Reading:
     currency_reported: str | None
     failure: Failure | None
     stored_failure: bool
+    replayed: bool = False

@@ -88,6 +88,10 @@ class Metrics:
         breaker_openings: breakers that opened.
         settle_retries: settlements that had to be sent to Postgres again.
         lapsed: leases that lapsed.
+        epoch: the number of the ledger's epoch; it grows when the ledger has lost its tail.
+        epoch_possibly_lost: 1 while keys first seen are treated as possibly sent.
+        epochs_raised: epochs that this process has declared.
+        suspected: reservations that were not claimed because they may have been sent before a loss.
         sends_in_flight: requests to providers that are being sent or answered.
         waiters: callers that wait for a receipt.
     """
@@ -115,6 +119,14 @@ class Metrics:
         self.refusals = Counter("outbox_refusals", "Requests refused without a record.", ["code"], registry=self.registry)
         self.settle_retries = Counter("outbox_settle_retries", "Settlements sent to Postgres again.", registry=self.registry)
         self.lapsed = Counter("outbox_leases_lapsed", "Leases that lapsed.", registry=self.registry)
+        self.epoch = Gauge("outbox_epoch", "Number of the ledger's epoch.", registry=self.registry)
+        self.epoch_possibly_lost = Gauge(
+            "outbox_epoch_possibly_lost", "1 while keys first seen are treated as possibly sent.", registry=self.registry
+        )
+        self.epochs_raised = Counter("outbox_epochs_raised", "Epochs declared after a loss.", registry=self.registry)
+        self.suspected = Counter(
+            "outbox_suspected", "Reservations that may have been sent before a loss.", registry=self.registry
+        )
         self.sends_in_flight = Gauge("outbox_sends_in_flight", "Requests to providers under way.", registry=self.registry)
         self.waiters = Gauge("outbox_waiters", "Callers that wait for a receipt.", registry=self.registry)
 

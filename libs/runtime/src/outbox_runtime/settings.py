@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from outbox_domain.epoch import POSSIBLY_LOST_SECONDS
+
 PREFIX = "OUTBOX_"
 FILE_SUFFIX = "_FILE"
 FILE_BYTES_MAX = 64 * 1024
@@ -256,6 +258,18 @@ class WorkerSettings(_Lifecycle):
     )
     sweep_seconds: Seconds = Field(default=1.0, description="How often due reservations are looked for.")
     drain_seconds: Seconds = Field(default=30.0, description="How long sends in flight are given after SIGTERM.")
+    state_folder: Path | None = Field(
+        default=None, description="Folder where a worker remembers how far the ledger is, on a disk that Postgres does not use."
+    )
+    epoch_check_seconds: Seconds = Field(
+        default=5.0, description="How often the ledger is compared with what workers remember, and marked as known."
+    )
+    possibly_lost_seconds: float = Field(
+        default=POSSIBLY_LOST_SECONDS,
+        gt=0,
+        le=10 * 366 * 86_400,
+        description="For how long after the ledger lost its tail a key first seen is treated as possibly sent.",
+    )
     answer_bytes_max: int = Field(default=1 << 20, ge=1024, description="The largest answer of a provider that is read.")
 
     @model_validator(mode="after")

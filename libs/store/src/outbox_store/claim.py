@@ -5,6 +5,9 @@ sees other tables as they were before it waited. So the time from which it is du
 row that holds it, and a claim that was sent again is told of its attempt by the reservation alone. The time an attempt
 may be sent is the worker's to watch; the lease granted here bounds it (design 4).
 
+Nothing is claimed on a Postgres that nobody has compared with what is remembered outside, and nothing is sent first whose request
+may have been sent before a loss: that is a doubt (`outbox_store.epochs`, ADR 0015).
+
 Names and sealed values are read by subqueries of their own: as joins they would multiply the orders that Postgres tries,
 and planning would cost more than executing (measured: 3.6 ms against 1.8 ms in all).
 """
@@ -19,6 +22,7 @@ import asyncpg
 
 from outbox_store.batches import Failed, columns, in_halves
 from outbox_store.connection import Connection
+from outbox_store.epochs import Instance
 from outbox_store.reserve import Executor
 
 TRIES_MAX = 20
@@ -64,6 +68,7 @@ class Claimed:
         run_name: the caller's name of the run, of the lineage's root in `lineage_name`.
         sealed_credential: sealed to the worker's public key; None where the connection has none.
         trial: it is the one attempt that an open breaker lets through; what it comes to closes or keeps it.
+        possibly_sent: an attempt that a loss has erased may have been sent before, and is not proven absent.
     """
 
     reservation_id: UUID
@@ -102,6 +107,7 @@ class Claimed:
     sealed_input: bytes | None
     queued_seconds: float
     trial: bool
+    possibly_sent: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,11 +149,12 @@ class NotClaimed:
 
     Attributes:
         reason: `gone` (another holds it, or it is closed), `not-due`, `voided` (withdrawn just now), `parked` (a contradiction
-            is examined), `no-resend` (out of doubt nothing may be sent again), `held` (the connection's breaker is open).
+            is examined), `no-resend` (out of doubt nothing may be sent again), `held` (the connection's breaker is open),
+            `unverified` (this Postgres was not compared with the marks yet), `possibly-sent` (before a loss: it has to become a doubt).
     """
 
     reservation_id: UUID
-    reason: Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]
+    reason: Literal["gone", "not-due", "voided", "parked", "no-resend", "held", "unverified", "possibly-sent"]
 
 
 _OPEN = """
@@ -159,6 +166,14 @@ with input as (
     with ordinality as i (organization_id, id, attempt_id, worker, lease_seconds, resend_window_seconds, resend_needs_seconds, resends_max,
       claimed_by, attempt_actor_id, time_limit_seconds, place)
   left join open_reservations o on i.organization_id is null and o.reservation_id = i.id
+), server as materialized (
+  select e.number as epoch_now, coalesce(e.possibly_lost_until > now(), false) as possibly_lost,
+    case
+      when $13::timestamptz is null then (pg_postmaster_start_time(), h.timeline) in (select s.started_at, s.timeline from instances s)
+      else (pg_postmaster_start_time(), h.timeline, e.number) = ($13, $14::int, $15::bigint)
+    end as verified
+  from (select number, possibly_lost_until from epochs order by number desc limit 1) e
+  cross join (select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int as timeline) h
 ), locked as materialized (
   select r.*, i.attempt_id, i.worker, i.lease_seconds, i.resend_window_seconds, i.resend_needs_seconds, i.resends_max,
     coalesce(i.attempt_actor_id, r.actor_id) as attempt_actor_id, i.time_limit_seconds, i.place
@@ -170,6 +185,16 @@ with input as (
   select l.*, o.due_at,
     case
       when l.open_attempt_id = l.attempt_id then 'own'
+      when not s.verified then 'unverified'
+      when l.epoch < s.epoch_now or l.state = 'reserved' and s.possibly_lost and l.suspected_epoch is distinct from s.epoch_now
+        and not exists (select from epoch_clearances c where (c.organization_id, c.epoch) = (l.organization_id, s.epoch_now))
+        and not exists (
+          -- The key was seen in this epoch before, and everything that may have been sent for it was refused or proven absent.
+          select from reservations f
+          where f.suspected_epoch = s.epoch_now and f.state in ('failed', 'voided') and not f.refusal_stored
+            and (f.organization_id, f.project_id, f.environment_id, f.connection_id, f.tool, f.scope, f.operation_key, f.occurrence)
+              = (l.organization_id, l.project_id, l.environment_id, l.connection_id, l.tool, l.scope, l.operation_key, l.occurrence)
+        ) then 'possibly-sent'
       when l.state = 'reserved' and l.not_after <= now() then 'void'
       when l.state = 'reserved' and l.tries >= $8 then 'void'
       when exists (
@@ -190,7 +215,7 @@ with input as (
       when l.last_attempt_outcome = 'deferred' then 'tries-exhausted'
       else 'provider-unreachable'
     end as reason
-  from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+  from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id) cross join server s
 ), judged as materialized (
   -- The breaker protects the provider, not the promise: read from another table, it may be a moment old.
   select w.*, b.verdict, b.trial
@@ -286,7 +311,8 @@ _WORKER = """
   n.base_url, n.fixed_headers, n.allow_private, n.currency as connection_currency,
   (select sealed from provider_credentials k where (k.organization_id, k.connection_id) = (j.organization_id, j.connection_id)) as sealed_credential,
   (select sealed from sealed_inputs s where (s.organization_id, s.reservation_id) = (j.organization_id, j.id)) as sealed_input,
-  extract(epoch from now() - j.changed_at)::float8 as queued_seconds, j.trial
+  extract(epoch from now() - j.changed_at)::float8 as queued_seconds, j.trial,
+  coalesce(j.suspected_epoch = j.epoch and j.unknown_attempts > 0, false) as possibly_sent
 """
 
 # The API may read no credential and no input, and a client needs neither.
@@ -309,29 +335,32 @@ order by i.place
 CLAIM = _OPEN + _NAMES + _WORKER + _FROM
 CLAIM_BY_CLIENT = _OPEN + _NAMES + _CLIENT + _FROM
 
-_REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", "held"]] = {
+_REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", "held", "unverified", "possibly-sent"]] = {
     "gone": "gone",
     "not-due": "not-due",
     "void": "voided",
     "parked": "parked",
     "no-resend": "no-resend",
     "held": "held",
+    "unverified": "unverified",
+    "possibly-sent": "possibly-sent",
 }
 
 
-def _arguments(rows: Sequence[Claim]) -> list[object]:
+def _arguments(rows: Sequence[Claim], instance: Instance | None) -> list[object]:
     names = "organization_id reservation_id attempt_id worker lease_seconds resend_window_seconds resend_needs_seconds".split()
     more = columns(rows, ["resends_max", "executor", "actor_id", "time_limit_seconds"])
-    return [*columns(rows, names), TRIES_MAX, *more]
+    compared = (None, None, None) if instance is None else (instance.started_at, instance.timeline, instance.epoch)
+    return [*columns(rows, names), TRIES_MAX, *more, *compared]
 
 
 def _not_claimed(record: asyncpg.Record) -> NotClaimed:
     return NotClaimed(reservation_id=record["reservation_id"], reason=_REASONS[record["verdict"]])
 
 
-async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed]:
+async def _claim(connection: Connection, rows: Sequence[Claim], instance: Instance | None) -> list[Claimed | NotClaimed]:
     results: list[Claimed | NotClaimed] = []
-    for record in await connection.fetch(CLAIM, *_arguments(rows)):
+    for record in await connection.fetch(CLAIM, *_arguments(rows, instance)):
         if record["verdict"] in ("claim", "own"):
             results.append(Claimed(**{name: record[name] for name in Claimed.__dataclass_fields__}))
         else:
@@ -339,7 +368,9 @@ async def _claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed 
     return results
 
 
-async def claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed | NotClaimed | Failed]:
+async def claim(
+    connection: Connection, rows: Sequence[Claim], *, instance: Instance | None = None
+) -> list[Claimed | NotClaimed | Failed]:
     """Open an attempt on each reservation that may be sent now.
 
     Each statement is a transaction of its own: call it outside of one.
@@ -347,11 +378,13 @@ async def claim(connection: Connection, rows: Sequence[Claim]) -> list[Claimed |
     Args:
         connection: a connection in autocommit.
         rows: any number, each reservation once, no more than there are free send slots.
+        instance: the Postgres, and the epoch in it, that the caller itself has compared with its marks; who keeps none says None, and
+            a comparison that any worker has made will do.
 
     Returns:
         One result per row, in their order.
     """
-    return await in_halves(rows, lambda batch: _claim(connection, batch))
+    return await in_halves(rows, lambda batch: _claim(connection, batch, instance))
 
 
 async def claim_by_client(connection: Connection, wish: Claim) -> ClaimedByClient | NotClaimed | Failed:
@@ -359,11 +392,11 @@ async def claim_by_client(connection: Connection, wish: Claim) -> ClaimedByClien
 
     Args:
         connection: in autocommit, or inside the transaction that reserves; that one is over where this is `Failed`.
-        wish: whose executor is the client.
+        wish: whose executor is the client. It is granted on a Postgres that some worker has compared with its marks.
     """
 
     async def one(batch: Sequence[Claim]) -> list[ClaimedByClient | NotClaimed]:
-        [record] = await connection.fetch(CLAIM_BY_CLIENT, *_arguments(batch))
+        [record] = await connection.fetch(CLAIM_BY_CLIENT, *_arguments(batch, None))
         if record["verdict"] in ("claim", "own"):
             return [ClaimedByClient(**{name: record[name] for name in ClaimedByClient.__dataclass_fields__})]
         return [_not_claimed(record)]

@@ -4,6 +4,9 @@
 one it is a contradiction. *It is absent* counts only when it was asked after `absence_counts_at`, about the newest
 attempt, while the row still stands where it stood; otherwise it is thrown away. One answer counts once, however often it is
 written down. Source: design section 4, rules of doubt.
+
+The absence of a supposed attempt, one that stands for what may have been sent before a loss, lets the reservation be sent whoever
+proves it: it never was. And no absence counts on a Postgres that was not compared with the marks yet (`outbox_store.epochs`).
 """
 
 from collections.abc import Sequence
@@ -95,6 +98,9 @@ with input as (
     organization_id, id, attempt_id, happened, said_how, asked_at, absences_needed, after_absence, again_seconds, receipt_id,
     provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, place
   )
+), server as materialized (
+  select (pg_postmaster_start_time(), ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
+    in (select s.started_at, s.timeline from instances s) as verified
 ), locked as materialized (
   select r.*, i.attempt_id, i.happened, i.said_how, i.asked_at, i.absences_needed, i.after_absence, i.again_seconds, i.receipt_id, i.provider,
     i.receipt_reference, i.provider_request_id, i.evidence, i.sealed_result, i.said_by, i.reason, i.confidence, i.place
@@ -111,7 +117,7 @@ with input as (
       when l.happened and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'known'
       when l.happened then 'contradiction'
       when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then 'stale'
-      when coalesce(l.asked_at, now()) < l.absence_counts_at then 'too-early'
+      when coalesce(l.asked_at, now()) < l.absence_counts_at or not s.verified then 'too-early'
       when l.said_how = 'lookup' and l.late_write then 'stale'
       when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'
       when l.absences + 1 < l.absences_needed then 'noted'
@@ -119,11 +125,14 @@ with input as (
     end as verdict,
     case
       when l.happened then 'succeeded'
-      when l.said_how = 'person' or l.after_absence = 'fail' then 'failed'
       when l.tries + 1 >= $19 or l.not_after <= now() then 'failed'
+      when exists (
+        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.last_attempt_id) and a.supposed
+      ) then 'reserved'
+      when l.said_how = 'person' or l.after_absence = 'fail' then 'failed'
       else 'reserved'
     end as next_state
-  from locked l
+  from locked l cross join server s
 ), changed as (
   update reservations r set
     state = case when j.verdict = 'settled' then j.next_state else r.state end,

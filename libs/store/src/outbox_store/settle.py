@@ -95,11 +95,12 @@ class Settled:
     Attributes:
         verdict: `settled` (the row moved, or the attempt's own doubt was closed), `already` (this very settlement was
             committed before), `evidence` (too late to change the state; noted), `contradiction` (proof against what was
-            settled; noted, and the key is blocked), `missing` (there is no such reservation any more).
+            settled; noted, and the key is blocked), `missing` (there is no such reservation any more), `unknown-attempt` (a success of
+            an attempt that the ledger has lost, whose reservation is not in doubt yet: nothing was written, it has to be sent again).
         state: where the reservation stands now; None when missing.
     """
 
-    verdict: Literal["settled", "already", "evidence", "contradiction", "missing"]
+    verdict: Literal["settled", "already", "evidence", "contradiction", "missing", "unknown-attempt"]
     state: State | None
 
 
@@ -139,6 +140,9 @@ with input as (
           select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.open_attempt_id)
         ) then 'settled' else 'again' end
       when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'late'
+      when l.outcome = 'succeeded' and l.state in ('awaiting_review', 'reserved') and not exists (
+        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
+      ) then 'unknown-attempt'
       when l.outcome = 'succeeded' then 'contradiction'
       when l.outcome = 'unsent' and l.state = 'in_doubt' and l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = 'unknown'
         and l.epoch = l.attempt_epoch and not l.late_write then 'settled'
@@ -205,7 +209,12 @@ with input as (
     stored_failure = r.stored_failure or j.stored_failure_now,
     refusal_stored = j.next_state = 'failed' and j.stored_now,
     external_reference = j.receipt_reference,
-    settled_attempt_id = case j.next_state when 'succeeded' then j.attempt_id end,
+    -- An attempt that the ledger has lost is not there to be named; the one that stands for it is.
+    settled_attempt_id = case
+      when j.next_state <> 'succeeded' then null
+      when exists (select from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id)) then j.attempt_id
+      else r.last_attempt_id
+    end,
     settled_at = case when j.next_state in ('succeeded', 'failed') then now() end,
     person_asked_at = case
       when j.next_state = 'in_doubt' and j.next_recover_seconds is null then coalesce(r.person_asked_at, now())
@@ -260,7 +269,8 @@ with input as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
   select j.organization_id, j.receipt_id, j.id,
-    (select a.id from attempts a where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)),
+    (select case when a.id is null then j.last_attempt_id when a.reservation_id = j.id then a.id end
+      from (select) one left join attempts a on (a.organization_id, a.id) = (j.organization_id, j.attempt_id)),
     j.environment_id, j.provider, n.name, j.tool, j.contract_version,
     j.receipt_reference, j.confidence,
     (select jsonb_agg(e || jsonb_build_object('at', now())) from jsonb_array_elements(j.evidence::jsonb) e), j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency

@@ -16,6 +16,7 @@ from outbox_api.errors import headers_of, problem_members, status_of
 from outbox_domain import messages
 from outbox_domain.canonical import digest_text
 from outbox_domain.contract import ToolContract
+from outbox_domain.epoch import CAUSE
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.reservation import Outcome, State
 from outbox_runtime.vault import Vault
@@ -367,14 +368,19 @@ def doubt_document(view: ReservationView) -> dict[str, object]:
 
 
 def _in_doubt(view: ReservationView) -> OutboxError:
+    after_loss = view.doubt_cause == CAUSE
+    sent = "The request was sent and no answer came."
+    if after_loss:
+        sent = "The ledger lost its newest entries, so it may have been sent before."
     if view.recovery_due:
         after_seconds = min(max(view.due_seconds or 0.0, ASK_AGAIN_SECONDS), ASK_AGAIN_SECONDS_MAX)
         retry = Retry(action="wait", after_seconds=after_seconds, url=reservation_url(view.id))
-        detail = "The request was sent and no answer came. Recovery is under way; nothing is sent twice."
+        detail = f"{sent} Recovery is under way; nothing is sent twice."
     else:
         retry = Retry(action="ask-human", url=reservation_url(view.id))
-        detail = "The request was sent and no answer came. Only a person can find out what happened."
-    return OutboxError("in-doubt", detail, message=messages.in_doubt(view.next_check), retry=retry, doubt=doubt_document(view))
+        detail = f"{sent} Only a person can find out what happened."
+    message = messages.in_doubt(view.next_check, after_loss=after_loss)
+    return OutboxError("in-doubt", detail, message=message, retry=retry, doubt=doubt_document(view))
 
 
 def _ask_again_seconds(view: ReservationView) -> float:

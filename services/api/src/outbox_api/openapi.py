@@ -5,13 +5,14 @@ from typing import Any
 
 import msgspec
 
-from outbox_api import answer_doubt, work_doubts
+from outbox_api import answer_doubt, clear_epoch, work_doubts
 from outbox_api.errors import STATUS
 from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
 from outbox_domain import client_call, inline_contract
 from outbox_domain.errors import PROBLEMS
 from outbox_domain.reservation import Outcome, State
+from outbox_store.epochs import EpochView
 
 VERSION = "0.1.0"
 
@@ -248,6 +249,29 @@ def _paths() -> Document:
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
+        "/v1/epoch": {
+            "get": _operation(
+                "showEpoch",
+                "doubts",
+                "The newest epoch of the ledger: since when something may be lost, until when keys first seen are treated as "
+                "possibly sent, and whether the organization has cleared it.",
+                parameters=[],
+                answers={"200": _answer("The epoch.", "Epoch")},
+                problems=(401, 403, 500, 503),
+            )
+        },
+        "/v1/epoch/clear": {
+            "post": _operation(
+                "clearEpoch",
+                "doubts",
+                "Say for the whole organization that nothing of its was lost: keys first seen are new again. For members who may "
+                "clear epochs. What is in doubt already stays in doubt.",
+                parameters=["IdempotencyKey"],
+                body="EpochClearance",
+                answers={"200": _answer("The epoch, cleared.", "Epoch")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
+            )
+        },
         "/v1/webhooks/{connection_id}": {
             "post": _operation(
                 "takeWebhook",
@@ -269,6 +293,17 @@ def _paths() -> Document:
                 parameters=["FilterReservationId", "FilterKind", "Cursor", "Limit"],
                 answers={"200": _answer("A page.", "LedgerEntryPage")},
                 problems=(401, 403, 404, 422, 429, 500, 503),
+            )
+        },
+        "/v1/projects": {
+            "post": _operation(
+                "createProject",
+                "keys",
+                "Add a project; the same name again is the same project. For members who may manage keys.",
+                parameters=["IdempotencyKey"],
+                body="Project",
+                answers={"201": _answer("The project.", "Project")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
             )
         },
         "/v1/scoped-keys": {
@@ -539,6 +574,25 @@ def _schemas() -> Document:
             "required": list(required),
         },
         **_doubt_schemas(),
+        "Epoch": _closed(
+            {
+                "number": {"type": "integer", "minimum": 1},
+                "started_at": _TIME,
+                "cause": _TEXT,
+                "lost_since": _nullable(_TIME),
+                "possibly_lost_until": _nullable(_TIME),
+                "cleared_at": _nullable(_TIME),
+                "cleared_by": _nullable(_list(_TEXT)),
+                "reason": _nullable(_TEXT),
+                "possibly_lost": {"type": "boolean", "description": "Keys first seen are treated as possibly sent."},
+                "in_doubt": {"type": "integer", "minimum": 0, "description": "How many are in doubt because of a loss."},
+            },
+            required=tuple(EpochView.__dataclass_fields__),
+        ),
+        "EpochClearance": _closed(
+            {"epoch": {"type": "integer", "minimum": 1}, "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX)},
+            required=clear_epoch.MEMBERS,
+        ),
         "Event": {"type": "object", "properties": {"id": _TEXT, "type": _TEXT, "data": _OBJECT}, "required": ["id"]},
         "EventTaken": _closed(
             {"received": {"const": True}, "verdict": {"enum": list(VERDICTS)}}, required=("received", "verdict")
@@ -551,6 +605,7 @@ def _schemas() -> Document:
         "ReservationPage": _page("Reservation"),
         "ReceiptPage": _page("Receipt"),
         "LedgerEntryPage": _page("LedgerEntry"),
+        "Project": _closed({"name": _NAME}, required=("name",)),
         "NewScopedKey": _closed(_key_members(), required=("environment", "actor")),
         "ScopedKey": {
             "type": "object",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from outbox_api.api import Api
+from outbox_api.api import Api, new_id
 from outbox_api.await_receipt import await_receipt
 from outbox_api.errors import unavailable
 from outbox_api.reserve import Insert, Refused, Reserved, Trace, Wanted, look, reserve
@@ -37,6 +37,7 @@ from outbox_store import reserve as store
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim_by_client, plant
 from outbox_store.connection import Connection
+from outbox_store.epochs import Suspicion, suspect
 from outbox_store.reservations import ReservationView
 from outbox_store.reserve import Contended, Held, NewReservation, Won
 from outbox_store.sweep import Lapse
@@ -170,8 +171,19 @@ def _reserving(api: Api, key: ScopedKey, asked: ClientCall, opened: list[Opened]
             [verdict] = await store.reserve(tx, [row])
             if not isinstance(verdict, Won):
                 return verdict
-            attempt = await claim_by_client(tx, _wish(api, key, asked, wanted.contract, row.id))
+            wish = _wish(api, key, asked, wanted.contract, row.id)
+            attempt = await claim_by_client(tx, wish)
+            if isinstance(attempt, NotClaimed) and attempt.reason == "possibly-sent":
+                await _suspect(tx, api, key, asked, row.id, wanted.contract)
+                attempt = await claim_by_client(tx, wish)
+                if isinstance(attempt, NotClaimed):
+                    # Only a probe or a person can end this doubt; it is met as one that was there before.
+                    [held] = await store.holders(tx, [replace(row, id=new_id())])
+                    return held or Contended()
             if isinstance(attempt, NotClaimed):
+                if attempt.reason == "unverified":
+                    # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
+                    raise Refused(unavailable(), wanted.facts())
                 # The row of an earlier sending of this very request, which has moved on since.
                 return Contended()
             if isinstance(attempt, Failed):
@@ -290,6 +302,12 @@ async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserv
         opened = await _open(api, key, asked, reserved, held, contract)
         if isinstance(opened, Given):
             return opened
+        if opened.reason == "unverified":
+            raise Refused(unavailable(possibly_reserved=True), reserved.facts)
+        if opened.reason == "possibly-sent":
+            async with transaction(api.pool) as tx:
+                await _suspect(tx, api, key, asked, held.id, contract)
+            return None
         if opened.reason in ("gone", "voided"):
             return None
     if held.state is State.IN_DOUBT and (rule := probe_of(contract)) is not None and asked.probe:
@@ -340,6 +358,25 @@ async def _pinned(api: Api, key: ScopedKey, reserved: Reserved, held: Held) -> T
     if contract is None:
         raise Refused(unavailable(possibly_reserved=True), reserved.facts)
     return contract
+
+
+async def _suspect(
+    tx: Connection, api: Api, key: ScopedKey, asked: ClientCall, reservation_id: UUID, contract: ToolContract
+) -> None:
+    """What may have been sent before a loss of the ledger's tail becomes a doubt: taken up under the same key, or probed.
+
+    A handler that is lost with its attempt is believed to have had no longer a limit than the one that is asked for now.
+    """
+    left = left_to_clients_seconds(contract, sent_seconds_ago=None, not_after_seconds=contract.not_after.total_seconds())
+    suspicion = Suspicion(
+        organization_id=key.organization_id,
+        id=reservation_id,
+        settle_seconds=settle_seconds(contract),
+        recover_seconds=left,
+        late_recover_seconds=left,
+    )
+    lease = max(api.settings.client_lease_seconds, asked.time_limit_seconds or 0.0) + api.settings.client_margin_seconds
+    await suspect(tx, [suspicion], lease_seconds=lease)
 
 
 async def _lapse(api: Api, key: ScopedKey, reserved: Reserved, held: Held, contract: ToolContract) -> None:

@@ -330,7 +330,11 @@ class _Stack:
 
     def _worker(self, name: str) -> Child:
         assert self._urls is not None
-        own = {"OUTBOX_POSTGRES_URL": self._urls.worker, "OUTBOX_WORKER_PRIVATE_KEY": self._keys.worker_private_key}
+        own = {
+            "OUTBOX_POSTGRES_URL": self._urls.worker,
+            "OUTBOX_WORKER_PRIVATE_KEY": self._keys.worker_private_key,
+            "OUTBOX_STATE_FOLDER": str(self._folder.path / "state"),
+        }
         return self._service(name, "outbox_worker", own, lambda: True)
 
     def _service(self, name: str, module: str, own: Mapping[str, str], also_ready: Callable[[], bool]) -> Child:
@@ -420,6 +424,7 @@ _OWN_VARIABLES = tuple(
         "METRICS_PORT",
         "HOST",
         "PORT",
+        "STATE_FOLDER",
         "WORKERS",
         "KEY",
         "URL",

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from opentelemetry import trace
@@ -26,6 +26,7 @@ from outbox_store.sweep import postpone
 from outbox_worker import breaker
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.settle import Came, settle
+from outbox_worker.suspect import suspect
 from outbox_worker.transport import Egress, Sent
 from outbox_worker.worker import Worker
 
@@ -64,6 +65,7 @@ async def execute(
         if isinstance(verdict, NotClaimed):
             await _not_claimed(worker, wish, verdict)
         return verdict
+    worker.epoch.claimed(verdict)
     if on_claimed is not None:
         on_claimed(verdict)
     contract = await _contract(worker, verdict, give_up=began + worker.settings.send_by_seconds)
@@ -83,7 +85,10 @@ async def execute(
 async def _not_claimed(worker: Worker, wish: Claim, verdict: NotClaimed) -> None:
     if verdict.reason == "voided":
         await worker.wakeups.announce([wish.reservation_id])
-    if wish.organization_id is None or verdict.reason in ("gone", "not-due"):
+    if verdict.reason == "possibly-sent":
+        await suspect(worker, wish.organization_id, wish.reservation_id)
+        return
+    if wish.organization_id is None or verdict.reason in ("gone", "not-due", "unverified"):
         return  # What a wake-up named is taken up again by the sweep, which knows whose it is.
     async with acquire(worker.pool) as connection:
         if verdict.reason == "parked":
@@ -97,9 +102,12 @@ async def _not_claimed(worker: Worker, wish: Claim, verdict: NotClaimed) -> None
 async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | NotClaimed | None:
     """The claim's verdict; the same claim is sent again when its answer was lost, because it recognises its own attempt."""
     while True:
+        instance = worker.epoch.instance
+        if instance is None:
+            return NotClaimed(reservation_id=wish.reservation_id, reason="unverified")
         try:
             async with acquire(worker.pool) as connection:
-                [verdict] = await claim(connection, [wish])
+                [verdict] = await claim(connection, [wish], instance=instance)
         except NOT_NOW as error:
             if time.monotonic() >= give_up:
                 log.warning("claim-unanswered", reservation_id=str(wish.reservation_id), error=type(error).__name__)
@@ -109,6 +117,9 @@ async def _claim(worker: Worker, wish: Claim, *, give_up: float) -> Claimed | No
         if isinstance(verdict, Failed):
             log.error("claim-refused", reservation_id=str(wish.reservation_id), constraint=verdict.constraint)
             return None
+        if isinstance(verdict, NotClaimed) and verdict.reason == "unverified":
+            log.warning("another-postgres", reservation_id=str(wish.reservation_id))
+            worker.epoch.ask(instance)
         return verdict
 
 
@@ -143,7 +154,7 @@ async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, 
     try:
         async with _renewed(worker, attempt, contract):
             sent = await _send(worker, attempt, contract, outgoing, send_by)
-            came = _came(contract, sent, outgoing.provider_key)
+            came = _came(attempt, contract, sent, outgoing.provider_key)
     finally:
         # Also when this task is cancelled or something unforeseen happens after the request was handed over: unknown.
         await settle(worker, attempt, contract, came)
@@ -194,7 +205,7 @@ async def _send(worker: Worker, attempt: Claimed, contract: ToolContract, outgoi
     return sent
 
 
-def _came(contract: ToolContract, sent: Sent, key: str | None) -> Came:
+def _came(attempt: Claimed, contract: ToolContract, sent: Sent, key: str | None) -> Came:
     if sent.answer is None:
         outcome = Outcome.UNSENT if sent.fault == "unsent" else Outcome.UNKNOWN
         return Came(
@@ -205,6 +216,9 @@ def _came(contract: ToolContract, sent: Sent, key: str | None) -> Came:
             provider_key=key,
         )
     reading: Reading = read_answer(contract, sent.answer)
+    if attempt.possibly_sent and reading.stored and reading.replayed and contract.lookup is not None:
+        # A refusal of before the loss. What was sent after it had the next provider key, and only the marker finds that.
+        reading = replace(reading, outcome=Outcome.UNKNOWN, stored=False, stored_failure=True)
     return Came(
         outcome=reading.outcome,
         reason=f"HTTP {sent.answer.status}",

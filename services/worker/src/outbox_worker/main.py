@@ -10,6 +10,7 @@ import uvloop
 from outbox_domain.ids import RANDOM_BYTES, uuid7
 from outbox_runtime import logs, telemetry
 from outbox_runtime.health import Health
+from outbox_runtime.marks import Marks
 from outbox_runtime.metrics import Metrics, MetricsServer
 from outbox_runtime.postgres import AWAY, Pool, acquire, open_pool
 from outbox_runtime.sealing import WrappingKey, read_private_key
@@ -18,6 +19,7 @@ from outbox_runtime.shutdown import stop_on_signals
 from outbox_runtime.wakeups import Doorbell, open_wakeups
 from outbox_store.migrate import MigrationRefused, require_schema
 from outbox_worker.contracts import Contracts
+from outbox_worker.epoch import EpochWatch
 from outbox_worker.keyring import Keyring
 from outbox_worker.sweep import Sweep
 from outbox_worker.transport import Transport
@@ -52,8 +54,10 @@ async def _run(settings: WorkerSettings, postgres: PostgresSettings, redis: Redi
         await _require_schema(pool)
         wakeups = open_wakeups(redis, postgres, pool, application_name=SERVICE)
         transport = Transport(answer_bytes_max=settings.answer_bytes_max)
+        name, contracts, marks = name_of_this_process(), Contracts(pool), _open_marks(settings, redis)
+        epoch = EpochWatch(pool=pool, marks=marks, contracts=contracts, settings=settings, metrics=metrics, name=name)
         worker = Worker(
-            name=name_of_this_process(),
+            name=name,
             pool=pool,
             transport=transport,
             keyring=Keyring(
@@ -61,7 +65,8 @@ async def _run(settings: WorkerSettings, postgres: PostgresSettings, redis: Redi
                 WrappingKey.from_base64(settings.wrapping_key.get_secret_value()),
                 read_private_key(settings.worker_private_key.get_secret_value().encode()),
             ),
-            contracts=Contracts(pool),
+            contracts=contracts,
+            epoch=epoch,
             wakeups=wakeups,
             settings=settings,
             metrics=metrics,
@@ -70,20 +75,30 @@ async def _run(settings: WorkerSettings, postgres: PostgresSettings, redis: Redi
         )
         sweep = Sweep(worker)
         doorbell = Doorbell(redis, postgres, pool, sweep.ring, accepting=lambda: sweep.accepting)
+        watching = asyncio.create_task(epoch.run(stop))
         ringing = asyncio.create_task(doorbell.run(stop))
         health.mark_ready()
         log.info("ready", name=worker.name, slots=settings.worker_slots)
         await sweep.run(stop)
         health.mark_draining()
         await ringing
+        await watching
         await wakeups.aclose()
         await transport.aclose()
+        await marks.aclose()
         await pool.close()
     finally:
         beating.cancel()
         server.close()
         await asyncio.to_thread(tracing.shutdown)
     log.info("ended")
+
+
+def _open_marks(settings: WorkerSettings, redis: RedisSettings) -> Marks:
+    try:
+        return Marks(redis, settings.state_folder)
+    except OSError as error:
+        raise SystemExit(f"OUTBOX_STATE_FOLDER is wrong: {error.strerror or error}.") from None
 
 
 async def _require_schema(pool: Pool) -> None:

@@ -100,6 +100,13 @@ async def _until_written(worker: Worker, settlement: Settlement) -> Settled | Fa
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_SECONDS_MAX)
             continue
+        if isinstance(result, Settled) and result.verdict == "unknown-attempt":
+            # The ledger has forgotten what it was told here: it must be declared before this proof has a doubt to end.
+            log.warning("attempt-forgotten", reservation_id=str(settlement.reservation_id))
+            worker.epoch.ask(worker.epoch.instance)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_SECONDS_MAX)
+            continue
         return result
 
 

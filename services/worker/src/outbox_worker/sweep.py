@@ -59,6 +59,7 @@ class Sweep:
         self._kick = asyncio.Event()
         self._turned_away = False
         self._draining = False
+        worker.epoch.when_verified(self._kick.set)
 
     @property
     def free_slots(self) -> int:
@@ -68,7 +69,7 @@ class Sweep:
     @property
     def accepting(self) -> bool:
         """Whether a wake-up is of use here. It does not say whose connection it is about, so the last slots are the sweep's."""
-        return not self._draining and len(self._running) < self._share
+        return not self._draining and self._worker.epoch.instance is not None and len(self._running) < self._share
 
     async def ring(self, reservation_ids: Sequence[UUID]) -> None:
         """Take up reservations that a wake-up named; those that come while it is not accepting are found by the sweep.
@@ -106,6 +107,8 @@ class Sweep:
         await self._drain()
 
     async def _look(self) -> None:
+        if self._worker.epoch.instance is None:
+            return  # Nobody has asked yet whether this ledger is the one that we know; its answer kicks the next look.
         sends = Counter(self._connections.values())
         busy = [id for id, count in sends.items() if count >= self._share]
         async with acquire(self._worker.pool) as connection:

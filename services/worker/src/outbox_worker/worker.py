@@ -13,6 +13,7 @@ from outbox_runtime.postgres import Pool
 from outbox_runtime.settings import WorkerSettings
 from outbox_runtime.wakeups import Wakeups
 from outbox_worker.contracts import Contracts
+from outbox_worker.epoch import EpochWatch
 from outbox_worker.keyring import Keyring
 from outbox_worker.transport import Transport
 
@@ -28,6 +29,7 @@ class Worker:
 
     Attributes:
         name: of the process, for people.
+        epoch: knows whether the ledger is the one that is remembered; without that nothing is claimed.
         new_id: makes a UUIDv7.
     """
 
@@ -36,6 +38,7 @@ class Worker:
     transport: Transport
     keyring: Keyring
     contracts: Contracts
+    epoch: EpochWatch
     wakeups: Wakeups
     settings: WorkerSettings
     metrics: Metrics

@@ -1,0 +1,80 @@
+"""A person says that nothing was lost when an epoch began, so that keys first seen are new again (design section 4, Epoch).
+
+It speaks for the person's organization alone: others share the database, not the judgement. What is in doubt already stays so
+and is answered as any doubt is.
+"""
+
+from dataclasses import dataclass
+
+from outbox_api.answer_doubt import REASON_CHARACTERS_MAX, read_text, refuse
+from outbox_domain import json_text
+from outbox_domain.capability import Capability
+from outbox_domain.errors import OutboxError
+from outbox_domain.scoped_key import ScopedKey
+from outbox_runtime.postgres import Pool, acquire, transaction
+from outbox_store import epochs
+from outbox_store.epochs import EpochView
+
+MEMBERS = ("epoch", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clearance:
+    """What a person says.
+
+    Attributes:
+        epoch: the number that was looked at; a newer one is not cleared by this.
+        reason: why nothing was lost, in a sentence.
+    """
+
+    epoch: int
+    reason: str
+
+
+def read_clearance(document: object) -> Clearance:
+    """A clearance from the body of a request.
+
+    Raises:
+        OutboxError: `invalid-request` with the member at fault.
+    """
+    if not isinstance(document, dict):
+        refuse("$", f"an object with the members {' and '.join(MEMBERS)}")
+    for name in document:
+        if name not in MEMBERS:
+            refuse(json_text.member_path("$", name), "no such field")
+    number = document.get("epoch")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        refuse("$.epoch", "the number of the newest epoch")
+    reason = read_text(document, "reason")
+    if reason is None:
+        refuse("$.reason", f"a sentence of at most {REASON_CHARACTERS_MAX} characters")
+    return Clearance(epoch=number, reason=reason)
+
+
+async def show_epoch(pool: Pool, key: ScopedKey) -> EpochView:
+    """The newest epoch as the key's organization sees it.
+
+    Raises:
+        OutboxError: `out-of-scope`.
+    """
+    key.require(Capability.READ_ALL)
+    async with acquire(pool) as connection:
+        return await epochs.current(connection, key.organization_id)
+
+
+async def clear_epoch(pool: Pool, key: ScopedKey, clearance: Clearance) -> EpochView:
+    """Clear the newest epoch for the key's organization; once cleared it stays so, and saying it again changes nothing.
+
+    Raises:
+        OutboxError: `out-of-scope`, for a key that is bound to less than the organization too; `invalid-request` where another
+            epoch is the newest.
+    """
+    key.require(Capability.CLEAR_EPOCHS)
+    if key.project is not None or key.run is not None or key.providers is not None or key.tools is not None:
+        raise OutboxError("out-of-scope", "An epoch is cleared by keys that are bound to no part.", dimension="organization")
+    async with transaction(pool) as tx:
+        before = await epochs.current(tx, key.organization_id)
+        if before.number != clearance.epoch:
+            refuse("$.epoch", f"{before.number}, which is the newest epoch")
+        await epochs.clear(tx, key.organization_id, clearance.epoch, actor_chain=list(key.actor_chain), reason=clearance.reason)
+        return await epochs.current(tx, key.organization_id)

@@ -1,0 +1,175 @@
+"""What the ledger may have lost, as people see it, and what they may say of it."""
+
+import json
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from tests.integration.api.test_client_executed import charge, opened, settled
+from tests.integration.api.test_doubts_commands import outbox
+from tests.support import processes
+from tests.support.api import RunningApi, Scene, problem_of, refund, start_api
+from tests.support.invariants import assert_invariants
+from tests.support.postgres import Database, PostgresServer
+
+from outbox_domain.reservation import State
+from outbox_runtime.sealing import WrappingKey
+from outbox_store import actors
+
+RAISED = """
+insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until)
+select number + 1, 'another timeline', system_identifier, timeline, now() - interval '1 minute', now() + interval '7 days'
+from epochs order by number desc limit 1 returning number
+"""
+REASON = "It was a planned switch-over."
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres_server: PostgresServer) -> Iterator[Database]:
+    """A database of this module's own: an epoch is everybody's who shares one."""
+    made = postgres_server.migrated_database()
+    yield made
+    postgres_server.drop(made)
+
+
+@pytest.fixture(scope="module")
+def api(shared_database: Database, wrapping_key: WrappingKey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApi]:
+    """An API process on it."""
+    running = start_api(processes.start, shared_database, wrapping_key, tmp_path_factory.mktemp("epoch-api"))
+    yield running
+    running.process.end()
+
+
+async def raised(scene: Scene) -> int:
+    """A new epoch, as a worker begins one."""
+    async with scene.connection() as connection:
+        return int(await connection.fetchval(RAISED))
+
+
+async def test_an_epoch_is_shown_and_cleared(scene: Scene, admin: httpx2.AsyncClient) -> None:
+    """Who looks sees since when something may be lost; once a person has cleared it, who and why; a second time changes nothing."""
+    number = await raised(scene)
+    shown = (await admin.get("/v1/epoch")).json()
+    assert (shown["number"], shown["cause"], shown["possibly_lost"], shown["cleared_at"]) == (
+        number,
+        "another timeline",
+        True,
+        None,
+    )
+    cleared = await admin.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON}, headers={"Idempotency-Key": "k1"})
+    assert cleared.status_code == 200, cleared.text
+    document = cleared.json()
+    assert (document["possibly_lost"], document["cleared_by"], document["reason"]) == (
+        False,
+        ["member:admin@example.com"],
+        REASON,
+    )
+    again = await admin.post("/v1/epoch/clear", json={"epoch": number, "reason": "Another reason."})
+    assert again.json() == document
+    repeated = await admin.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON}, headers={"Idempotency-Key": "k1"})
+    assert repeated.content == cleared.content
+    [entry] = await scene.fetch("select actor_chain, detail from ledger_entries where {own} and kind = 'epoch-cleared'")
+    assert (entry["actor_chain"], entry["detail"]) == (["member:admin@example.com"], {"epoch": number, "reason": REASON})
+
+
+async def test_another_organization_is_not_spoken_for(scene: Scene, admin: httpx2.AsyncClient) -> None:
+    """A clearance is the organization's own: nobody else's row is written."""
+    number = await raised(scene)
+    await admin.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON})
+    found = await scene.fetch("select organization_id from epoch_clearances where epoch = $1 and {own}", number)
+    assert [row["organization_id"] for row in found] == [scene.organization_id]
+    async with scene.connection() as connection:
+        assert await connection.fetchval("select count(*) from epoch_clearances where epoch = $1", number) == 1
+
+
+async def test_who_may_not_clear(api: RunningApi, scene: Scene, admin: httpx2.AsyncClient, agent: httpx2.AsyncClient) -> None:
+    """No agent, no auditor and no key that is bound to a part; another epoch than the newest is refused with its number."""
+    number = await raised(scene)
+    problem_of(await agent.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON}), 403, "out-of-scope")
+    problem_of(await agent.get("/v1/epoch"), 403, "out-of-scope")
+    async with scene.connection() as connection:
+        auditor = await actors.ensure(connection, scene.organization_id, uuid4(), "member", "auditor@example.com")
+        await actors.make_member(connection, scene.organization_id, auditor, ["auditor"])
+    async with api.client(await scene.key(actor_id=auditor)) as reader:
+        assert (await reader.get("/v1/epoch")).status_code == 200
+        problem_of(await reader.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON}), 403, "out-of-scope")
+    async with api.client(await scene.key(actor_id=scene.admin_id, tools=["stripe.*"])) as narrow:
+        problem_of(await narrow.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON}), 403, "out-of-scope")
+    problem = problem_of(
+        await admin.post("/v1/epoch/clear", json={"epoch": number - 1, "reason": REASON}), 422, "invalid-request"
+    )
+    assert str(number) in problem["detail"]
+    bodies: list[object] = [
+        {"epoch": number},
+        {"epoch": True, "reason": REASON},
+        {"epoch": number, "reason": " "},
+        {"reason": REASON},
+        [],
+    ]
+    for body in bodies:
+        problem_of(await admin.post("/v1/epoch/clear", json=body), 422, "invalid-request")
+    assert await scene.fetch("select epoch from epoch_clearances where {own}") == []
+
+
+async def test_the_commands(api: RunningApi, scene: Scene) -> None:
+    """`outbox epoch show` and `clear` say in sentences what the API says; `--json` is its answer."""
+    number = await raised(scene)
+    shown = outbox(api, scene.admin_key, "epoch", "show")
+    assert f"Epoch {number}," in shown
+    assert "a key first seen is treated as possibly sent" in shown
+    assert json.loads(outbox(api, scene.admin_key, "epoch", "show", "--json"))["number"] == number
+    cleared = outbox(api, scene.admin_key, "epoch", "clear", "--expect", str(number), "--reason", REASON)
+    assert f"member:admin@example.com: {REASON}" in cleared
+    assert "the newest epoch" in outbox(api, scene.admin_key, "epoch", "clear", "--expect", "99", "--reason", REASON, code=1)
+
+
+async def test_a_client_repeats_what_was_lost(scene: Scene, admin: httpx2.AsyncClient, agent: httpx2.AsyncClient) -> None:
+    """Class A is handed over as recovering, under the provider key of the lost attempt; until Postgres was compared nothing is given."""
+    await admin.post("/v1/epoch/clear", json={"epoch": await raised(scene), "reason": REASON})
+    first = await opened(agent, charge("o-lost"))
+    async with scene.connection() as connection:
+        await connection.execute("delete from ledger_entries where reservation_id = $1", UUID(first["reservation_id"]))
+        await connection.execute("delete from reservations where id = $1", UUID(first["reservation_id"]))
+        await raised(scene)
+        await connection.execute("update instances set started_at = started_at - interval '1 hour'")
+        problem_of(await agent.post("/v1/reservations", json=charge("o-lost")), 503, "unavailable")
+        assert await scene.fetch("select id from reservations where {own}") == []
+        await connection.execute("update instances set started_at = pg_postmaster_start_time()")
+    again = await opened(agent, charge("o-lost"))
+    assert (again["attempt"]["recovering"], again["attempt"]["number"]) == (True, 2)
+    assert again["attempt"]["provider_key"] == first["attempt"]["provider_key"]
+    told = await settled(agent, again, result={"id": "ch_1"})
+    assert told.json()["state"] == "succeeded"
+    await assert_invariants(scene.database.superuser_url)
+
+
+async def test_a_client_of_class_c_is_held(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Nobody can say whether it was done before, so nothing is handed out: a person decides."""
+    await raised(scene)
+    contract = {"key": "charge:{order}", "class": "C", "owner": "billing", "receipt": "id"}
+    body = charge("o-c", contract=contract, time_limit_seconds=5)
+    problem = problem_of(await agent.post("/v1/reservations", json=body), 409, "in-doubt")
+    assert problem["doubt"]["cause"] == "epoch"
+
+
+async def test_a_model_is_told_of_the_loss(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Who repeats what is in doubt because of a loss is not told that it was sent: nobody knows."""
+    accepted = await agent.post("/v1/tool-calls", json=refund("pi_loss"), headers={"Prefer": "respond-async"})
+    id = accepted.json()["reservation_id"]
+    async with scene.connection() as connection:
+        await connection.execute(
+            """with lost as (
+                 insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until, outcome,
+                   closed_at, closed_by, supposed)
+                 select organization_id, gen_random_uuid(), id, 1, epoch, actor_id, '', false, now(), 'unknown', now(), 'epoch', true
+                 from reservations where id = $1 returning id)
+               update reservations set state = 'in_doubt', unknown_attempts = 1, attempts = 1, last_attempt_id = (select id from lost),
+                 doubt_since = now(), doubt_cause = 'epoch', absence_counts_at = now() where id = $1""",
+            id,
+        )
+        await connection.execute("update open_reservations set due_at = 'infinity' where reservation_id = $1", id)
+    problem = problem_of(await agent.post("/v1/tool-calls", json=refund("pi_loss")), 409, "in-doubt")
+    assert problem["state"] == State.IN_DOUBT
+    assert problem["message"].startswith("UNKNOWN. Our record lost its newest entries, so it may have been done before.")
+    assert "was sent and no answer came" not in problem["detail"]
