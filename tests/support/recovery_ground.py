@@ -45,9 +45,9 @@ QUICK = 2
 RECOVERED_SECONDS = 30.0
 
 
-def quick(contract: ToolContract, **changes: Any) -> ToolContract:
+def quick(contract: ToolContract, *, deadline: timedelta = DEADLINE, **changes: Any) -> ToolContract:
     """A contract with short times: deadline, settle time, window, delay; `changes` replace members of its look-up."""
-    request = contract.request.model_copy(update={"deadline": DEADLINE})
+    request = contract.request.model_copy(update={"deadline": deadline})
     if contract.marks_attempts and request.body is not None:
         seconds = int(SENT_AFTER.total_seconds())
         request = request.model_copy(update={"body": {**request.body, "send_in_seconds": seconds}})
@@ -283,10 +283,10 @@ def is_for_a_person(found: dict[str, Any]) -> bool:
     return bool(found["state"] == "in_doubt" and found["due_seconds"] == float("inf"))
 
 
-async def make_ground(servers: Servers, **lookup_changes: Any) -> Ground:
-    """An organization of a test's own; `lookup_changes` replace members of every contract's look-up."""
+async def make_ground(servers: Servers, *, deadline: timedelta = DEADLINE, **lookup_changes: Any) -> Ground:
+    """An organization of a test's own; `deadline` is every contract's, `lookup_changes` replace members of its look-up."""
     scene = await make_scene(servers.database, servers.wrapping_key, base_url=servers.sandbox.url)
-    contracts = [quick(contract, **lookup_changes) for contract in shipped()]
+    contracts = [quick(contract, deadline=deadline, **lookup_changes) for contract in shipped()]
     for contract in contracts:
         assert lint(contract) == []
     found = await scene.fetch("select id, provider from connections where {own}")
