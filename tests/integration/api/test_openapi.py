@@ -97,6 +97,7 @@ async def test_answers_are_as_documented(
     check(await agent.get("/v1/ledger-entries"), "/v1/ledger-entries", "get")
     wish = {"environment": "sandbox", "actor": {"kind": "agent", "name": "x"}}
     check(await admin.post("/v1/scoped-keys", json=wish), "/v1/scoped-keys", "post")
+    check(await admin.post("/v1/projects", json={"name": "shop"}), "/v1/projects", "post")
     asked = {**refund("pi_9"), "attempt_id": str(uuid4()), "time_limit_seconds": 5}
     held = await agent.post("/v1/reservations", json=asked)
     attempt = {"attempt_id": held.json()["attempt"]["id"]}
