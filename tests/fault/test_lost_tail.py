@@ -190,7 +190,14 @@ class Story:
 async def telling(postgres: StoppablePostgres, folder: Path, **worker: str) -> AsyncIterator[Story]:
     """A story on a server of its own; the worker has these settings."""
     with serving(postgres.server.migrated_database(), folder, **CHECK, **worker) as servers:
+        await asyncio.to_thread(until_it_knows_the_ledger, servers)
         yield Story(ground=await make_ground(servers))
+
+
+def until_it_knows_the_ledger(servers: Servers) -> None:
+    """Wait until the worker has compared the ledger with its marks: one that is stopped before has nothing to remember."""
+    [worker] = servers.workers
+    worker.wait_for(lambda: "ledger-known" in worker.log(), deadline_seconds=SOON_SECONDS)
 
 
 def stopped(servers: Servers) -> None:
@@ -260,6 +267,7 @@ async def test_promoted_standby(stoppable_postgres: StoppablePostgres, tmp_path:
     database = postgres.server.migrated_database()
     with pair(postgres, postgres.embedded.binaries, tmp_path) as both:
         with serving(both.both(database), tmp_path, **CHECK) as servers:
+            await asyncio.to_thread(until_it_knows_the_ledger, servers)
             story = Story(ground=await make_ground(servers))
             await story.before()
             await both.until_equal()
