@@ -11,10 +11,10 @@ export MYPYPATH := $(subst $(space),:,$(strip $(wildcard libs/*/src services/*/s
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help sync demo up test model model-long fault fault-tests fault-battery lint lint-client types format bench build clean
+.PHONY: help sync demo up test model model-long fault fault-tests fault-battery lint lint-client types format bench compat-agent-ledger build clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 sync: ## Install exactly what the lock names into .venv (uv first, where it is absent).
 	@$(UV) sync --locked --quiet
@@ -65,6 +65,9 @@ format: sync ## Rewrite the code in the one format.
 
 bench: sync ## Measure calls per second and added latency, beside another ledger library.
 	$(RUN) python -m tests.load.bench $(ARGS)
+
+compat-agent-ledger: sync ## Run agent-ledger's own published tests against our module of its names, and import its table.
+	$(RUN) python -m tests.compat.run $(ARGS)
 
 build: sync ## Build a wheel of every member into dist/.
 	rm -rf dist

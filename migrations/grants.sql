@@ -11,7 +11,7 @@ grant usage on sequence ledger_entry_ids to outbox_api, outbox_worker;
 grant select on organizations, projects, environments, actors, members, scoped_keys, runs, tool_contracts, connections, epochs,
   reservation_transitions, reservations, open_reservations, attempts, receipts, sealed_results, contradictions, tool_calls,
   request_keys, ledger_entries, schema_migrations to outbox_api;
-grant insert on reservations, sealed_inputs, open_reservations, ledger_entries, runs, tool_calls, actors, scoped_keys to outbox_api;
+grant insert on reservations, sealed_inputs, open_reservations, ledger_entries, runs, tool_calls, actors, scoped_keys, projects to outbox_api;
 grant insert, update, delete on request_keys to outbox_api;
 grant update (repeats) on tool_calls to outbox_api;
 -- A person's answer to a doubt and a verified webhook are written by the statement that writes look-ups down (ADR 0011). What a

@@ -19,11 +19,14 @@ import pytest
 import yaml
 from tests.rules.house import ROOT
 from tests.support import wheels
+from tests.support.agent_ledger_table import AgentLedgerTable
 from tests.support.outbox_up import SandboxControl
 from tests.support.outbox_up import request as ask
 from tests.support.pages import READ, RUN, Block, blocks, documented
 from tests.support.postgres import with_database
 from tests.support.processes import start_command
+
+from agent_outbox.compat.agent_ledger import ToolCall
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -126,6 +129,14 @@ def callers_database(reader: Reader) -> dict[str, str]:
     return {"DATABASE_URL": with_database(reader.ready["postgres_url"], "callers")}
 
 
+def agent_ledgers_table(reader: Reader) -> dict[str, str]:
+    """A database in which agent-ledger recorded a charge that succeeded and one that was in progress, AGENT_LEDGER_DSN."""
+    table = AgentLedgerTable(reader.ready["postgres_url"])
+    for status, workflow in (("succeeded", "order-121"), ("processing", "order-122")):
+        table.add(ToolCall(workflow_id=workflow, tool="stripe.charge", args={"amount": 1000}), status)
+    return {"AGENT_LEDGER_DSN": table.dsn}
+
+
 def unanswered(reader: Reader) -> dict[str, str]:
     """A refund whose answer is awaited for longer than the page is read; RESERVATION is its name."""
     SandboxControl(reader.ready["sandbox_url"]).plan("/v1/refunds", "hang", delay_seconds=60)
@@ -156,6 +167,7 @@ OPERATORS_PAGES = frozenset({"docs/doubts.md"} | {f"{RUNBOOKS}/{page.name}" for 
 
 SCENES: Mapping[str, Callable[[Reader], dict[str, str]]] = {
     "docs/doubts.md": doubts,
+    "docs/migrate-from-agent-ledger.md": agent_ledgers_table,
     "docs/sdk.md": callers_database,
     f"{RUNBOOKS}/doubt.md": doubts,
     f"{RUNBOOKS}/stuck-executing.md": unanswered,

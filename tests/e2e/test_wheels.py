@@ -71,6 +71,17 @@ def test_conforms(installed: Path, running: dict[str, Any], tmp_path: Path) -> N
     assert "2 kept, 0 broken, 0 not made." in shown
 
 
+def test_offers_its_fixtures_to_pytest(installed: Path, tmp_path: Path) -> None:
+    """The wheel registers its pytest plugin, and `agent_outbox.testing` can be imported where there is no pytest."""
+    asks = (
+        "from importlib.metadata import entry_points; import agent_outbox.testing as t;"
+        "print([p.value for p in entry_points(group='pytest11') if p.name == 'outbox'], t.FAULTS)"
+    )
+    process = start_command([str(installed.with_name("python")), "-c", asks], folder=tmp_path, name="python", inherit=False)
+    assert process.wait() == 0, process.log()
+    assert process.log().strip() == "['agent_outbox.testing.plugin'] ('time-out', 'crash', 'loop', 'fork')"
+
+
 def test_migrates(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
     """`outbox migrate` finds the migrations inside the wheel."""
     assert "create role outbox_api" in outbox(installed, tmp_path, "migrate", "--print-roles")

@@ -71,3 +71,24 @@ def absences(up: OutboxUp, id: UUID) -> int:
     """How many of them found nothing and count."""
     found: int = up.ledger.value("select absences from reservations where id = $1", id)
     return found
+
+
+def test_calls_are_held_while_nothing_answers(up: OutboxUp) -> None:
+    """Five unknowns: further calls are answered 202 and stay reserved, unsent but for trials; an answer lets all of them through once."""
+    lost = [a_ticket() for _ in range(5)]
+    up.sandbox.plan(lost[0].path, "drop-before-commit", times=1000)
+    for wish in lost:
+        assert wish.call(up, Prefer="respond-async").status == 202
+    open_breakers = "select count(*) from breakers where closed_at is null"
+    up.wait(lambda: up.ledger.value(open_breakers) == 1, "the breaker to open", deadline_seconds=RECOVERED_SECONDS)
+    held = [a_ticket() for _ in range(4)]
+    answers = [wish.call(up, Prefer="wait=1") for wish in held]
+    waiting = [answer for answer in answers if answer.status == 202 and answer.document["state"] == "reserved"]
+    assert len(waiting) >= 2, "but for the trials nothing is sent"
+    assert {answer.document["retry"]["action"] for answer in waiting} <= {"wait", "same-request"}
+    assert all(up.outcomes(UUID(answer.document["reservation_id"])) == [] for answer in waiting[-1:])
+    up.sandbox.drop_faults()
+    up.wait(lambda: up.ledger.value(open_breakers) == 0, "the breaker to close", deadline_seconds=90.0)
+    for wish in (*held, *lost):
+        up.wait_state(UUID(wish.call(up, Prefer="respond-async").document["reservation_id"]), "succeeded", deadline_seconds=90.0)
+        assert len(wish.effects(up)) == 1

@@ -287,6 +287,87 @@ async def test_an_untrusted_certificate_is_unsent(transport: Transport, tmp_path
     assert not any(received)
 
 
+def extensions_of(hello: bytes) -> set[int]:
+    """The types of the extensions of a TLS ClientHello in its first record (RFC 8446 section 4.1.2)."""
+    assert (hello[0], hello[5]) == (22, 1), "a handshake record with a ClientHello"
+    at = 5 + 4 + 2 + 32
+    at += 1 + hello[at]
+    at += 2 + int.from_bytes(hello[at : at + 2], "big")
+    at += 1 + hello[at]
+    end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+    at, found = at + 2, set()
+    while at < end:
+        found.add(int.from_bytes(hello[at : at + 2], "big"))
+        at += 4 + int.from_bytes(hello[at + 2 : at + 4], "big")
+    return found
+
+
+async def test_a_handshake_that_is_held_back_is_unsent(transport: Transport) -> None:
+    """A provider that takes the connection and says nothing of TLS got a greeting and no byte of a request: unsent, in time."""
+    greetings: list[bytes] = []
+
+    async def handler(peer: Peer) -> None:
+        greetings.append(await peer.reader.read(65536))
+        await peer.ending()
+
+    async with provider(handler) as url:
+        began = time.monotonic()
+        sent = await send(transport, url.replace("http:", "https:"), connect_seconds=0.3)
+        assert time.monotonic() - began < 3
+    assert (sent.fault, sent.reason, sent.late_write) == ("unsent", "connection timed out", False)
+    assert b"/v1/refunds" not in greetings[0]
+
+
+async def test_no_early_data_in_tls(tmp_path: Any) -> None:
+    """A provider that was talked to before gets no byte of a request with the greeting: nothing is resumed and nothing sent early."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = "-subj /CN=localhost -addext subjectAltName=DNS:localhost".split()
+    process = await asyncio.create_subprocess_exec(
+        *"openssl req -x509 -newkey rsa:2048 -nodes -days 1".split(),
+        *(*subject, "-keyout", str(key), "-out", str(certificate)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+    greetings: list[bytes] = []
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        writer.close()
+
+    async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Between the two: notes the first bytes of each connection."""
+        to_reader, to_writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        greetings.append(await reader.read(65536))
+        to_writer.write(greetings[-1])
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while part := await source.read(65536):
+                    target.write(part)
+                target.close()
+
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+
+    trusting = Transport(ssl_context=ssl.create_default_context(cafile=str(certificate)))
+    server = await asyncio.start_server(answering, "127.0.0.1", 0, ssl=served)
+    between = await asyncio.start_server(passing, "127.0.0.1", 0)
+    async with server, between:
+        url = f"https://localhost:{between.sockets[0].getsockname()[1]}"
+        for _ in range(2):
+            assert (await send(trusting, url, fresh_connection=True)).answer is not None
+        await trusting.aclose()
+    early_data, pre_shared_key, server_name = 42, 41, 0
+    assert len(greetings) == 2
+    for greeting in greetings:
+        extensions = extensions_of(greeting)
+        assert server_name in extensions
+        assert not extensions & {early_data, pre_shared_key}
+
+
 async def test_a_private_address_is_refused_unless_allowed(transport: Transport) -> None:
     """Egress goes to public addresses only, and the provider on a private one sees no connection."""
     connections = 0

@@ -11,7 +11,7 @@ from uuid import uuid4
 import uvloop
 from agent_ledger import EffectLedger, EffectLedgerOptions, ToolCall  # type: ignore[import-not-found]
 from agent_ledger.stores.postgres import SCHEMA_SQL, PostgresStore  # type: ignore[import-not-found]
-from psycopg_pool import AsyncConnectionPool  # type: ignore[import-not-found]
+from psycopg_pool import AsyncConnectionPool
 from tests.load.http1 import connected
 from tests.load.rounds import Operation
 from tests.load.side import DURABILITY, Ready, serve

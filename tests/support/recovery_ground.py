@@ -40,13 +40,13 @@ QUICK = 2
 RECOVERED_SECONDS = 30.0
 
 
-def quick(contract: ToolContract, **changes: Any) -> ToolContract:
+def quick(contract: ToolContract, *, deadline: timedelta = DEADLINE, **changes: Any) -> ToolContract:
     """A contract with short times: deadline and settle time; `changes` replace members of its look-up."""
     recovery = [
         rule.model_copy(update={"settle": SETTLE, **changes}) if isinstance(rule, LookupRule) else rule
         for rule in contract.recovery
     ]
-    request = contract.request.model_copy(update={"deadline": DEADLINE})
+    request = contract.request.model_copy(update={"deadline": deadline})
     return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request})
 
 
@@ -235,10 +235,10 @@ def is_for_a_person(found: dict[str, Any]) -> bool:
     return bool(found["state"] == "in_doubt" and found["due_seconds"] == float("inf"))
 
 
-async def make_ground(servers: Servers, **lookup_changes: Any) -> Ground:
-    """An organization of a test's own; `lookup_changes` replace members of every contract's look-up."""
+async def make_ground(servers: Servers, *, deadline: timedelta = DEADLINE, **lookup_changes: Any) -> Ground:
+    """An organization of a test's own; `deadline` is every contract's, `lookup_changes` replace members of its look-up."""
     scene = await make_scene(servers.database, servers.wrapping_key, base_url=servers.sandbox.url)
-    contracts = [quick(contract, **lookup_changes) for contract in shipped()]
+    contracts = [quick(contract, deadline=deadline, **lookup_changes) for contract in shipped()]
     for contract in contracts:
         assert lint(contract) == []
     found = await scene.fetch("select id, provider from connections where {own}")

@@ -3,15 +3,17 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in, until
+from tests.support.api import RunningApi, Scene, StandIn, make_scene, problem_of, refund, stand_in, until
 from tests.support.invariants import assert_invariants
 
 from outbox_domain.reservation import Outcome, State
+from outbox_runtime.sealing import WrappingKey
 from outbox_store import actors
 
 SAW = {"reason": "Seen in the provider's dashboard.", "evidence": "https://dashboard.example/re_1"}
@@ -398,6 +400,70 @@ async def test_one_answer_for_many(admin: httpx2.AsyncClient, agent: httpx2.Asyn
     assert await standing(scene, other) == before[-1]
     again = await admin.post("/v1/doubts/resolve", json=batch | {"expect": 5}, headers={"Idempotency-Key": "night-1"})
     assert again.content == response.content
+
+
+async def test_many_are_answered_by_half(
+    admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
+) -> None:
+    """Postgres goes away in the middle: the person learns which are settled, and answers the others by a second request."""
+    ids = [await doubt(agent, worker, f"pi_{number}") for number in range(3)]
+    batch = {"as": "did-not-happen", "reason": "The provider was down.", "expect": 3}
+    async with scene.connection() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("select from reservations where id = $1 for update", ids[1])
+        answering = asyncio.create_task(admin.post("/v1/doubts/resolve", json=batch))
+
+        async def waits() -> int | None:
+            mine = "$1 = any(pg_blocking_pids(pid))"
+            [found] = await scene.fetch(f"select max(pid) as pid from pg_stat_activity where {mine}", connection.get_server_pid())
+            backend: int | None = found["pid"]
+            return backend
+
+        pid = await until(waits, what="the second answer")
+        await scene.fetch("select pg_terminate_backend($1)", pid)
+        done = (await asyncio.wait_for(answering, 20.0)).json()
+        await transaction.rollback()
+    assert (done["done"], done["refused"]) == (1, 2), done
+    assert [(UUID(item["reservation_id"]), item["verdict"], item.get("code")) for item in done["items"]] == [
+        (ids[0], "settled", None),
+        (ids[1], "refused", "unavailable"),
+        (ids[2], "refused", "unavailable"),
+    ]
+    assert [(await standing(scene, id))["state"] for id in ids] == ["failed", "in_doubt", "in_doubt"]
+    again = (await admin.post("/v1/doubts/resolve", json=batch | {"expect": 2})).json()
+    assert (again["done"], again["refused"]) == (2, 0), again
+
+
+async def test_what_belongs_to_others(
+    api: RunningApi,
+    admin: httpx2.AsyncClient,
+    agent: httpx2.AsyncClient,
+    worker: StandIn,
+    scene: Scene,
+    wrapping_key: WrappingKey,
+) -> None:
+    """Owners of another organization, and a key of another environment, find no doubt, count none and change none."""
+    id = await doubt(agent, worker)
+    before = await standing(scene, id)
+    other = await make_scene(scene.database, wrapping_key)
+    elsewhere = uuid4()
+    async with scene.connection() as connection:
+        await connection.execute(
+            "insert into environments select (jsonb_populate_record(e, $1)).* from environments e where e.organization_id = $2 limit 1",
+            {"id": str(elsewhere), "name": "elsewhere"},
+            scene.organization_id,
+        )
+    keys = [other.admin_key, await replace(scene, environment_id=elsewhere, environment="elsewhere").key(actor_id=scene.admin_id)]
+    for key in keys:
+        async with api.client(key) as stranger:
+            problem_of(await answer(stranger, id, HAPPENED), 404, "not-found")
+            assert (await stranger.get("/v1/doubts/summary")).json()["count"] == 0
+            batch = {"where": {"reservation": str(id)}, "as": "did-not-happen", "reason": "Asked.", "expect": 1}
+            assert problem_of(await stranger.post("/v1/doubts/resolve", json=batch), 409, "count-differs")["count"] == 0
+            recheck = {"where": {"reservation": str(id)}, "reason": "Asked.", "expect": 1}
+            assert problem_of(await stranger.post("/v1/doubts/recheck", json=recheck), 409, "count-differs")["count"] == 0
+    assert await standing(scene, id) == before
 
 
 async def test_many_happened(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import jsonschema
@@ -96,6 +97,24 @@ async def test_answers_are_as_documented(
     check(await agent.get("/v1/ledger-entries"), "/v1/ledger-entries", "get")
     wish = {"environment": "sandbox", "actor": {"kind": "agent", "name": "x"}}
     check(await admin.post("/v1/scoped-keys", json=wish), "/v1/scoped-keys", "post")
+    check(await admin.post("/v1/projects", json={"name": "shop"}), "/v1/projects", "post")
+    asked = {**refund("pi_9"), "attempt_id": str(uuid4()), "time_limit_seconds": 5}
+    held = await agent.post("/v1/reservations", json=asked)
+    attempt = {"attempt_id": held.json()["attempt"]["id"]}
+    own = f"/v1/reservations/{held.json()['reservation_id']}"
+    check(held, "/v1/reservations", "post")
+    check(await agent.post(f"{own}/heartbeat", json=attempt), "/v1/reservations/{reservation_id}/heartbeat", "post")
+    check(await agent.post(f"{own}/void", json={}), "/v1/reservations/{reservation_id}/void", "post")
+    unknown = await agent.post(f"{own}/settle", json={**attempt, "outcome": "unknown"})
+    check(unknown, "/v1/reservations/{reservation_id}/settle", "post")
+    begun = await agent.post(f"{own}/probes", json=attempt)
+    check(begun, "/v1/reservations/{reservation_id}/probes", "post")
+    for seen in ({"found": False}, {"found": True, "external_reference": "re_9"}):
+        begun = await agent.post(f"{own}/probes", json=attempt)
+        answered = await agent.post(f"{own}/probes/{begun.json()['probe_id']}", json=seen)
+        assert answered.status_code == 200, answered.text
+        check(answered, "/v1/reservations/{reservation_id}/probes/{probe_id}", "post")
+    check(await agent.post("/v1/reservations", json={**asked, "attempt_id": str(uuid4())}), "/v1/reservations", "post")
     for path in ("/healthz", "/readyz", "/openapi.json"):
         check(await agent.get(path), path, "get")
     problem_of(await agent.post("/healthz"), 405, "method-not-allowed")

@@ -12,7 +12,7 @@ from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
 from outbox_store import claim as claims
-from outbox_store import client_attempts
+from outbox_store import client_attempts, tool_contracts
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim, claim_by_client
 from outbox_store.client_attempts import Lease
@@ -124,7 +124,7 @@ async def test_of_two_hand_overs_one_is_given(store: Store) -> None:
 
 
 async def test_a_heartbeat_beside_a_lapse(store: Store) -> None:
-    """Whoever comes second sees what the first one did: a renewed lease does not lapse, a lapsed one is not renewed."""
+    """A lapse that waited for a renewal leaves the attempt open; a lease that is over is not renewed, lapsed already or not."""
     _, attempt = await held(store)
     await store.owner.execute(
         "update attempts set lease_until = now() + interval '0.3 seconds' where id = $1", attempt.attempt_id
@@ -136,10 +136,9 @@ async def test_a_heartbeat_beside_a_lapse(store: Store) -> None:
 
     assert await store.beside(renew_and_wait, lambda connection: lapse(connection, [lapse_of(attempt)])) == []
     await store.let_the_lease_lapse(attempt.attempt_id)
-    lost = await store.beside(
-        lambda connection: lapse(connection, [lapse_of(attempt)]), lambda connection: renewed(connection, attempt)
-    )
-    assert lost is None
+    assert await renewed(store.api, attempt) is None
+    assert await lapse(store.worker, [lapse_of(attempt)]) == [attempt.reservation_id]
+    assert await renewed(store.api, attempt) is None
 
 
 @pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.REJECTED])
@@ -226,6 +225,27 @@ async def test_what_is_late_is_withdrawn(store: Store) -> None:
     found = {row.reservation_id: row.executor for row in await due(store.worker, overdue_seconds=0.0, limit=10_000)}
     assert early.id not in found
     assert found[workers.id] == "gateway"
+
+
+async def test_inline_contracts_are_numbered_and_counted(store: Store) -> None:
+    """Callers at once with one contract get one version, further ones the next, and beyond the bound none."""
+    of = store.world.organization_id
+
+    async def install(connection: Connection, tool: str, name: bytes) -> int | None:
+        async with connection.transaction():
+            return await tool_contracts.install_inline(
+                connection, of, tool, {"tool": tool}, name * 32, first_version=1 << 30, installed_max=3
+            )
+
+    connections = [await store.another(store.database.api_url) for _ in range(4)]
+    versions = await asyncio.gather(*(install(connection, "a.b", b"1") for connection in connections))
+    assert set(versions) == {1 << 30}
+    assert await install(store.api, "a.b", b"2") == (1 << 30) + 1
+    assert await install(store.api, "c.d", b"1") == 1 << 30
+    assert await install(store.api, "c.d", b"2") is None
+    assert await install(store.api, "a.b", b"1") == 1 << 30
+    assert await tool_contracts.one(store.api, of, "a.b", (1 << 30) + 1) == {"tool": "a.b", "version": (1 << 30) + 1}
+    assert [tool for tool, _, _ in await tool_contracts.all_of(store.api, of)] == ["stripe.refund.create"]
 
 
 async def test_the_executors_are_held_apart_twice(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

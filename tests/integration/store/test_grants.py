@@ -33,7 +33,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
     "probes": {"outbox_api": SI},
-    "projects": {"outbox_api": S, "outbox_worker": S},
+    "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
     "receipts": {"outbox_api": SI, "outbox_worker": SI},
     "request_keys": {"outbox_api": ALL},

@@ -1,5 +1,6 @@
 """What ends a doubt from outside its attempt, beside everything else that may happen to it at the same moment."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
@@ -12,14 +13,14 @@ from tests.integration.store.test_lookups import absent, begin, due, in_doubt, p
 from tests.support.ledger import TRIES_MAX, claimed, settled, settlement_of
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import lookups
+from outbox_store import doubts, lookups
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim
 from outbox_store.connection import Connection
 from outbox_store.lookups import Lookup
 from outbox_store.reserve import Contradicted, NewReservation, Won, reserve
 from outbox_store.resolve import Resolution, Resolved, resolve
 from outbox_store.settle import Settled, settle
-from outbox_store.sweep import Lapse, lapse, leave_to_a_person
+from outbox_store.sweep import Lapse, lapse, leave_to_a_person, postpone_all
 
 UNKNOWN, SUCCEEDED, UNSENT, REJECTED = Outcome.UNKNOWN, Outcome.SUCCEEDED, Outcome.UNSENT, Outcome.REJECTED
 
@@ -447,3 +448,42 @@ async def test_nobody_is_asked_of_what_is_sent_again(store: Store) -> None:
     record = await store.reservation(row.id)
     assert (record["state"], record["person_asked_at"]) == ("reserved", None)
     assert record["due_seconds"] <= 0.0
+
+
+@pytest.mark.parametrize("what", ["postpone", "recheck"])
+async def test_many_are_moved_in_one_order(store: Store, what: str) -> None:
+    """Whoever changes the times of many rows waits for the first of them with none of the others in its hand."""
+    rows = sorted([(await in_doubt(store))[0] for _ in range(2)], key=lambda row: row.id)
+    for row in rows:
+        await due(store, row)
+
+    async def holds_the_first(holder: Connection) -> None:
+        await holder.execute("select from open_reservations where reservation_id = $1 for update", rows[0].id)
+
+    async def moves(other: Connection) -> None:
+        wanted = [row.id for row in reversed(rows)]
+        if what == "postpone":
+            await postpone_all(other, [(store.world.organization_id, id, 60.0) for id in wanted])
+        else:
+            await doubts.recheck(
+                other,
+                store.world.organization_id,
+                wanted,
+                pause_seconds=60.0,
+                actor_chain=["person:ada"],
+                reason="again",
+                batch_id=uuid4(),
+            )
+
+    holder, other = [await store.another(store.database.superuser_url) for _ in range(2)]
+    transaction = holder.transaction()
+    await transaction.start()
+    await holds_the_first(holder)
+    moving = asyncio.ensure_future(moves(other))
+    await store.until_blocked(other, moving)
+    await store.owner.execute("select from open_reservations where reservation_id = $1 for update nowait", rows[1].id)
+    await transaction.rollback()
+    await moving
+    assert {round((await store.reservation(row.id))["due_seconds"] / 60) for row in rows} == (
+        {1} if what == "postpone" else {0, 1}
+    )

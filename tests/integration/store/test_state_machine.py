@@ -99,6 +99,7 @@ LOOK_AT_ATTEMPTS = """
 select id, reservation_id, number, outcome, late_outcome, late_write, proven_absent, extract(epoch from lease_until - now())::float8 as lease from attempts
 """
 FORGET = (
+    "doubt_episodes",
     "contradictions",
     "ledger_entries",
     "sealed_results",

@@ -9,6 +9,7 @@ from outbox_domain.recovery import (
     Doubt,
     back_off_seconds,
     between_absences_seconds,
+    left_to_clients_seconds,
     look_again_seconds,
     next_way,
     recover_in_seconds,
@@ -81,3 +82,25 @@ def test_two_absences_are_apart() -> None:
     """A tenth of the settle time lies between them, at least a second, at most ten."""
     found = [between_absences_seconds(rule) for tool in (TICKET, REFUND) if (rule := CONTRACTS[tool].lookup) is not None]
     assert found == [1.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("tool", "sent_seconds_ago", "not_after_seconds", "expected"),
+    [
+        # 23 hours less a margin of a minute, or `not_after`; then only a probe is left, which ends with `not_after` too.
+        (ECHO, 0.0, 90_000.0, 23 * 3600 - 60),
+        (ECHO, 3600.0, 90_000.0, 22 * 3600 - 60),
+        (ECHO, 0.0, 100.0, 100.0),
+        (ECHO, 23 * 3600 - 60.0, 90_000.0, None),
+        (REFUND, 23 * 3600.0, 90_000.0, 90_000.0),
+        (TICKET, 0.0, 100.0, 100.0),
+        (TICKET, 0.0, -1.0, None),
+        (MAIL, 0.0, 100.0, None),
+    ],
+)
+def test_how_long_the_next_caller_may_end_a_doubt(
+    tool: str, sent_seconds_ago: float, not_after_seconds: float, expected: float | None
+) -> None:
+    """Class A inside the provider's window, class B by probing, both until `not_after`; class C never."""
+    left = left_to_clients_seconds(CONTRACTS[tool], sent_seconds_ago=sent_seconds_ago, not_after_seconds=not_after_seconds)
+    assert left == expected

@@ -105,6 +105,7 @@ class Want:
         classify: what an exception says, before the lists are asked.
         wait: how many seconds others' attempts and doubts are waited for; None leaves it to the gateway.
         deadline: how many seconds the gateway may take to answer, waiting included; None without end.
+        attempt_id: of the attempt; None: a new one is made up.
     """
 
     tool: str
@@ -117,6 +118,7 @@ class Want:
     classify: Classify | None
     wait: float | None
     deadline: float | None
+    attempt_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,7 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
     Returns:
         The attempt; or that a look at the provider is due first; or what came of somebody else's.
     """
-    attempt_id, asked_at, asked_seconds = str(uuid4()), 0.0, 0
+    attempt_id, asked_at, asked_seconds = want.attempt_id or str(uuid4()), 0.0, 0
 
     def request() -> Request:
         nonlocal asked_at, asked_seconds
@@ -246,7 +248,7 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
     while True:
         heard = yield from ask(request, patience)
         error = heard.error
-        if _is_of_our_own(heard, attempt_id):
+        if want.attempt_id is None and _is_of_our_own(heard, attempt_id):
             # A grant was answered into the void and its lease is over. No handler ran under it, and nobody else can know that.
             reservation_id = heard.document.get("reservation_id")
             if isinstance(reservation_id, str):
@@ -406,6 +408,7 @@ def settle_body(
     reason: str | None,
     provider_status: int | None,
     provider_code: str | None,
+    provider_message: str | None,
     stored: bool,
 ) -> dict[str, Any]:
     """The body of a settlement that the caller has worded.
@@ -415,7 +418,7 @@ def settle_body(
         outcome: what it came to.
         success: what is said of one.
         reason: a few plain words.
-        provider_status, provider_code, stored: of a refusal.
+        provider_status, provider_code, provider_message, stored: of a refusal.
     """
     body: dict[str, Any] = {"attempt_id": effect.attempt_id, "outcome": outcome}
     if outcome == "succeeded":
@@ -424,6 +427,7 @@ def settle_body(
         "reason": None if reason is None else _plain(reason),
         "provider_status": provider_status,
         "provider_code": provider_code,
+        "provider_message": provider_message,
         "stored": True if stored else None,
     }
     return {**body, **{name: value for name, value in said.items() if value is not None}}

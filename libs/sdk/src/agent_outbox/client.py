@@ -169,6 +169,7 @@ class _Client:
         classify: Classify | Unset | None,
         wait: float | Unset | None,
         deadline: float | Unset | None,
+        attempt_id: str | None = None,
     ) -> Want:
         """A client-executed effect, checked before anything is reserved."""
         if handled:
@@ -204,6 +205,7 @@ class _Client:
             classify=settings.classify,
             wait=settings.wait,
             deadline=settings.deadline_seconds,
+            attempt_id=attempt_id,
         )
 
     def _holding(self, effect: Effect) -> Want:
@@ -575,6 +577,7 @@ class Outbox(_Client):
         owner: str | Unset | None = UNSET,
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
+        attempt_id: str | None = None,
     ) -> Effect | CallResult:
         """Ask for the right to an effect, for code that cannot be a handler.
 
@@ -583,12 +586,14 @@ class Outbox(_Client):
         Args:
             call: what is asked for.
             time_limit, contract, key, scope, guarantee_class, receipt, recovery, owner, wait, deadline: as for `run`.
+            attempt_id: a UUID of the caller's own for the attempt, by which the same request recognises it after a crash; a
+                new one is made up when left out.
 
         Returns:
             The `Effect`, which the caller carries out; or what came of somebody else's.
 
         Raises:
-            OutboxError: as `run`.
+            OutboxError: as `run`. `attempt-closed`: the attempt of this id is over.
         """
         want = self._wanting(
             call,
@@ -607,6 +612,7 @@ class Outbox(_Client):
             classify=None,
             wait=wait,
             deadline=deadline,
+            attempt_id=attempt_id,
         )
         return self._transport.hold(reserving_alone(want, self._spool, lease_clock))
 
@@ -633,6 +639,7 @@ class Outbox(_Client):
         reason: str | None = None,
         provider_status: int | None = None,
         provider_code: str | None = None,
+        provider_message: str | None = None,
         stored: bool = False,
     ) -> CallResult:
         """Tell what became of an effect that was reserved. It is kept on disk until the gateway has it.
@@ -645,7 +652,7 @@ class Outbox(_Client):
             provider_request_id: the provider's name of the request.
             amount: the money that the provider says it moved.
             reason: a few plain words.
-            provider_status, provider_code: of a refusal.
+            provider_status, provider_code, provider_message: of a refusal; the message is kept for a day, sealed.
             stored: the provider keeps this refusal under the provider key.
 
         Returns:
@@ -666,6 +673,7 @@ class Outbox(_Client):
             reason=reason,
             provider_status=provider_status,
             provider_code=provider_code,
+            provider_message=provider_message,
             stored=stored,
         )
         try:
@@ -1164,6 +1172,7 @@ class AsyncOutbox(_Client):
         owner: str | Unset | None = UNSET,
         wait: float | Unset | None = UNSET,
         deadline: float | Unset | None = UNSET,
+        attempt_id: str | None = None,
     ) -> Effect | CallResult:
         """Ask for the right to an effect, for code that cannot be a handler.
 
@@ -1172,12 +1181,14 @@ class AsyncOutbox(_Client):
         Args:
             call: what is asked for.
             time_limit, contract, key, scope, guarantee_class, receipt, recovery, owner, wait, deadline: as for `run`.
+            attempt_id: a UUID of the caller's own for the attempt, by which the same request recognises it after a crash; a
+                new one is made up when left out.
 
         Returns:
             The `Effect`, which the caller carries out; or what came of somebody else's.
 
         Raises:
-            OutboxError: as `run`.
+            OutboxError: as `run`. `attempt-closed`: the attempt of this id is over.
         """
         want = self._wanting(
             call,
@@ -1196,6 +1207,7 @@ class AsyncOutbox(_Client):
             classify=None,
             wait=wait,
             deadline=deadline,
+            attempt_id=attempt_id,
         )
         return await self._transport.hold(reserving_alone(want, self._spool, lease_clock))
 
@@ -1222,6 +1234,7 @@ class AsyncOutbox(_Client):
         reason: str | None = None,
         provider_status: int | None = None,
         provider_code: str | None = None,
+        provider_message: str | None = None,
         stored: bool = False,
     ) -> CallResult:
         """Tell what became of an effect that was reserved. It is kept on disk until the gateway has it.
@@ -1234,7 +1247,7 @@ class AsyncOutbox(_Client):
             provider_request_id: the provider's name of the request.
             amount: the money that the provider says it moved.
             reason: a few plain words.
-            provider_status, provider_code: of a refusal.
+            provider_status, provider_code, provider_message: of a refusal; the message is kept for a day, sealed.
             stored: the provider keeps this refusal under the provider key.
 
         Returns:
@@ -1255,6 +1268,7 @@ class AsyncOutbox(_Client):
             reason=reason,
             provider_status=provider_status,
             provider_code=provider_code,
+            provider_message=provider_message,
             stored=stored,
         )
         try:

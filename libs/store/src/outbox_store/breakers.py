@@ -87,12 +87,16 @@ with closed as materialized (
   update breakers set closed_at = now(), trial_reservation_id = null
   where (organization_id, connection_id) = ($1, $2) and closed_at is null and trial_reservation_id = $3
   returning organization_id, connection_id
-), held as materialized (
-  select o.organization_id, o.reservation_id, row_number() over (order by r.created_at, r.id) as place
+), waiting as materialized (
+  select o.organization_id, o.reservation_id, r.created_at
   from closed c
   join open_reservations o on o.organization_id = c.organization_id
   join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id) and r.connection_id = c.connection_id
   where r.state = 'reserved' and r.last_attempt_outcome is distinct from 'deferred' and r.executor = 'gateway'
+  order by o.organization_id, o.reservation_id
+  for update of o
+), held as materialized (
+  select organization_id, reservation_id, row_number() over (order by created_at, reservation_id) as place from waiting
 ), released as (
   update open_reservations o set due_at = now() + make_interval(secs => h.place / $4)
   from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)

@@ -201,9 +201,14 @@ with input as (
 ), changed as (
   update reservations r set recovery_step = 0, lookups = 0, absences = 0, person_asked_at = null, changed_at = now()
   from locked l where (r.organization_id, r.id) = (l.organization_id, l.id)
+), held as materialized (
+  select o.organization_id, o.reservation_id, l.place
+  from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+  order by o.organization_id, o.reservation_id
+  for update of o
 ), watched as (
-  update open_reservations o set due_at = now() + make_interval(secs => (l.place - 1) * $3::float8)
-  from locked l where (o.organization_id, o.reservation_id) = (l.organization_id, l.id)
+  update open_reservations o set due_at = now() + make_interval(secs => (h.place - 1) * $3::float8)
+  from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain,
     run, tool, operation_key, input_digest, declared, trace_id, detail)

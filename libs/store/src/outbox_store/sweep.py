@@ -126,9 +126,17 @@ select id from doubt
 
 # Only what is still due: a claim that was faster has given the row a time of its own.
 POSTPONE = """
-update open_reservations o set due_at = now() + make_interval(secs => i.seconds)
-from unnest($1::uuid[], $2::uuid[], $3::float8[]) as i (organization_id, id, seconds)
-where (o.organization_id, o.reservation_id) = (i.organization_id, i.id) and o.due_at <= now()
+with held as materialized (
+  -- In the order in which everybody locks many of them, so that nobody waits for one that waits for it.
+  select o.organization_id, o.reservation_id, i.seconds
+  from unnest($1::uuid[], $2::uuid[], $3::float8[]) as i (organization_id, id, seconds)
+  join open_reservations o on (o.organization_id, o.reservation_id) = (i.organization_id, i.id)
+  where o.due_at <= now()
+  order by o.organization_id, o.reservation_id
+  for update of o
+)
+update open_reservations o set due_at = now() + make_interval(secs => h.seconds)
+from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)
 """
 
 ERASE = """

@@ -295,6 +295,17 @@ def _paths() -> Document:
                 problems=(401, 403, 404, 422, 429, 500, 503),
             )
         },
+        "/v1/projects": {
+            "post": _operation(
+                "createProject",
+                "keys",
+                "Add a project; the same name again is the same project. For members who may manage keys.",
+                parameters=["IdempotencyKey"],
+                body="Project",
+                answers={"201": _answer("The project.", "Project")},
+                problems=(400, 401, 403, 409, 413, 415, 422, 500, 503),
+            )
+        },
         "/v1/scoped-keys": {
             "post": _operation(
                 "createScopedKey",
@@ -594,6 +605,7 @@ def _schemas() -> Document:
         "ReservationPage": _page("Reservation"),
         "ReceiptPage": _page("Receipt"),
         "LedgerEntryPage": _page("LedgerEntry"),
+        "Project": _closed({"name": _NAME}, required=("name",)),
         "NewScopedKey": _closed(_key_members(), required=("environment", "actor")),
         "ScopedKey": {
             "type": "object",

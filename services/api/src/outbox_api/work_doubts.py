@@ -19,7 +19,7 @@ from outbox_domain.capability import Capability
 from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.scoped_key import ScopedKey
-from outbox_runtime.postgres import Pool, acquire
+from outbox_runtime.postgres import NOT_NOW, Pool, acquire
 from outbox_store import doubts
 from outbox_store.doubts import DoubtCount, DoubtView, Where
 
@@ -180,7 +180,8 @@ async def resolve_many(
         new_id: makes ids of receipts.
 
     Returns:
-        What became of each. One that was answered otherwise in between is `refused`; the others are settled all the same.
+        What became of each. One that was answered otherwise in between is `refused`; the others are settled all the same. Where
+        the ledger goes away in the middle, what comes after is `refused` as `unavailable`.
 
     Raises:
         OutboxError: `out-of-scope`, `count-differs`, `recovery-due`, `absence-too-early`, `invalid-request`; nothing was changed.
@@ -201,14 +202,20 @@ async def resolve_many(
         )
     if batch.dry_run:
         return [Done(doubt=doubt, verdict="would") for doubt in found]
-    done = []
-    for doubt in found:
+    done: list[Done] = []
+    for place, doubt in enumerate(found):
         own = replace(answer, external_reference=references.get(doubt.id), batch_id=batch_id)
         try:
             done.append(Done(doubt=doubt, verdict=await answer_doubt(pool, key, doubt.id, own, new_id)))
         except (OutboxError, Refused) as refused:
             error = refused.error if isinstance(refused, Refused) else refused
             done.append(Done(doubt=doubt, verdict="refused", code=error.code, detail=error.detail))
+        except NOT_NOW:
+            if not done:
+                raise
+            # Those before are settled, and whoever asked must learn which; the others are asked for again.
+            left = "The ledger was out of reach. It is as it was, unless its own answer was the one that got lost: look again."
+            return done + [Done(doubt=rest, verdict="refused", code="unavailable", detail=left) for rest in found[place:]]
     return done
 
 

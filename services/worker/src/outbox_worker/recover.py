@@ -7,6 +7,7 @@ the provider's window and through the whole gate of T2), looked up, and in the e
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
+from uuid import UUID
 
 import structlog
 
@@ -48,9 +49,7 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
         else:
             settle = settle_seconds(contract)
             if row.executor == "client":
-                again = late = left_to_clients_seconds(
-                    contract, sent_seconds_ago=row.possible_send_seconds_ago, not_after_seconds=row.not_after_seconds
-                )
+                again = late = await _left_to_clients(worker, row)
             else:
                 doubt = Doubt(resends=row.resends, stored_failure=False, late_write=False, unreachable=True)
                 again = recover_in_seconds(contract, doubt)
@@ -83,17 +82,31 @@ async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
         rows: due rows of clients whose attempts have not lapsed.
     """
     reserved = [(row.organization_id, row.reservation_id) for row in rows if row.state is State.RESERVED]
+    doubts = [(row, await _left_to_clients(worker, row)) for row in rows if row.state is State.IN_DOUBT]
+    changed: list[UUID] = []
     async with acquire(worker.pool) as connection:
-        late = (
-            await withdraw(connection, reserved, reason="not-sent-in-time", late_only=True, actor_chain=None) if reserved else []
-        )
-        for row in rows:
-            if row.state is State.IN_DOUBT:
-                await leave_to_a_person(connection, row.organization_id, row.reservation_id, attempt_id=row.last_attempt_id)
-    left = [row.reservation_id for row in rows if row.state is State.IN_DOUBT]
-    if late or left:
-        log.info("clients-too-late", withdrawn=len(late), left_to_a_person=len(left))
-        await worker.wakeups.announce([*late, *left])
+        if reserved:
+            changed += await withdraw(connection, reserved, reason="not-sent-in-time", late_only=True, actor_chain=None)
+        for row, seconds in doubts:
+            if seconds is not None:
+                await postpone(connection, row.organization_id, row.reservation_id, seconds=seconds)
+            elif await leave_to_a_person(connection, row.organization_id, row.reservation_id, attempt_id=row.last_attempt_id):
+                changed.append(row.reservation_id)
+    if changed:
+        log.info("clients-too-late", count=len(changed), reservation_ids=[str(id) for id in changed[:20]])
+        await worker.wakeups.announce(changed)
+
+
+async def _left_to_clients(worker: Worker, row: Due) -> float | None:
+    """How long the next caller may end a doubt; None where only a person can."""
+    try:
+        contract = await worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+    except ContractUnreadable as error:
+        log.error("contract-unreadable", reservation_id=str(row.reservation_id), tool=row.tool, reason=str(error))
+        return UNREADABLE_SECONDS
+    return left_to_clients_seconds(
+        contract, sent_seconds_ago=row.possible_send_seconds_ago, not_after_seconds=row.not_after_seconds
+    )
 
 
 async def recover(worker: Worker, row: Due) -> Literal["resent", "looked-up", "left"]:
