@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-from tests.support.postgres import Database, StoppablePostgres
+from tests.support.postgres import Database, StoppablePostgres, run_apart
+from tests.support.processes import wait_until
 
 from outbox_standalone.embedded_postgres import EmbeddedPostgres, PostgresBinaries
 
@@ -61,6 +62,16 @@ def restore(postgres: StoppablePostgres, backup: Path, *, new_timeline: bool) ->
         (data / "recovery.signal").touch()
         os.chown(data / "recovery.signal", lost.stat().st_uid, lost.stat().st_gid)
     postgres.start()
+    # While it recovers it accepts connections that may only read.
+    wait_until(lambda: run_apart(_is_primary(postgres.embedded.url())), deadline_seconds=60, what="the end of recovery")
+
+
+async def _is_primary(url: str) -> bool:
+    connection = await asyncpg.connect(url)
+    try:
+        return not await connection.fetchval("select pg_is_in_recovery()")
+    finally:
+        await connection.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ async def filled(store: Store) -> None:
     await settled(store.worker, done, Came.SUCCEEDED)
     await settled(store.worker, refused, Came.REJECTED)
     assert (await settled(store.worker, refused, Came.SUCCEEDED)).verdict == "contradiction"
-    await settled(store.worker, doubtful, Came.UNKNOWN)
+    await settled(store.worker, doubtful, Came.UNKNOWN, recover_seconds=None)
     await actors.make_member(store.owner, world.organization_id, world.actor_id, ["admin"])
     await scoped_keys.insert(
         store.owner,
@@ -225,6 +225,10 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "connections_currency_check": ("connections", {"currency": "euro"}),
     "connections_name_check": ("connections", {"name": "Stripe"}),
     "contradictions_external_reference_check": ("contradictions", {"external_reference": ""}),
+    "doubt_episode_closed": ("doubt_episodes", {"closed_at": TIME}),
+    "doubt_episodes_attention_check": ("doubt_episodes", {"attention": "shout"}),
+    "doubt_episodes_doubts_check": ("doubt_episodes", {"doubts": 0}),
+    "doubt_episodes_waiting_check": ("doubt_episodes", {"waiting": -1, "closed_at": TIME}),
     "environments_default_decision_check": ("environments", {"default_decision": "maybe"}),
     "environments_name_check": ("environments", {"name": "-"}),
     "members_roles_check": ("members", {"roles": ["emperor"]}),
@@ -249,14 +253,17 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "reservation_scope": ("reservations", _reserved(scope="run:thread-1")),
     "reservation_state": ("reservations", _reserved(state="lost", live=False)),
     "reservation_voided": ("reservations", {**columns_of(State.VOIDED), "unknown_attempts": 1}),
+    "reservations_attention_check": ("reservations", _reserved(attention="shout")),
     "reservations_currency_check": ("reservations", _reserved(currency="eur")),
     "reservations_executor_check": ("reservations", _reserved(executor="nobody")),
     "reservations_generation_check": ("reservations", _reserved(generation=-1)),
     "reservations_guarantee_class_check": ("reservations", _reserved(guarantee_class="D")),
     "reservations_input_digest_check": ("reservations", _reserved(input_digest="\\x00")),
+    "reservations_object_key_check": ("reservations", _reserved(object_key="")),
     "reservations_occurrence_check": ("reservations", _reserved(occurrence=0)),
     "reservations_operation_key_check": ("reservations", _reserved(operation_key="")),
     "reservations_provider_code_check": ("reservations", _reserved(provider_code="no code")),
+    "reservations_quiet_seconds_check": ("reservations", _reserved(quiet_seconds=-1)),
     "reservations_review_digest_check": ("reservations", _reserved(review_digest="\\x00")),
     "reservations_unknown_attempts_check": ("reservations", _reserved(unknown_attempts=-1)),
     "runs_name_check": ("runs", {"name": "n" * 201}),
