@@ -60,7 +60,7 @@ grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
 -- Client-executed effects: T2 and T3 under the API's role. Grants are by column; that none of it touches what the gateway carries out is
 -- held by the triggers `reservation_executor` and `attempt_executor` (ADR 0014).
 grant insert on attempts to outbox_api;
-grant update (attempts, epoch, resends, last_attempt_id, late_write, void_reason, provider_status, provider_code) on reservations to outbox_api;
+grant update (attempts, epoch, resends, last_attempt_id, late_write, conflicted, void_reason, provider_status, provider_code) on reservations to outbox_api;
 grant update (lease_until, provider_key, marker, late_outcome, late_write, stored, provider_status, provider_code, provider_request_id,
   provider_seconds) on attempts to outbox_api;
 grant select, insert on probes to outbox_api;

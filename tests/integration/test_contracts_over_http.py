@@ -30,8 +30,13 @@ INPUTS: dict[str, dict[str, Any]] = {
     "sendgrid.mail.send": {"from": "a@b.example", "to": "c@d.example", "subject": "Grüße", "text": "t", "html": "<p>t</p>"},
     "sandbox.echo": {"any": [1, {"x": None}], "text": "ü"},
     "sandbox.ticket.create": {"title": "T", "body": "B"},
+    "sandbox.label.set": {"name": "colour", "value": "grün"},
+    "sandbox.record.create": {"title": "T", "body": "B"},
+    "sandbox.message.send": {"text": "Grüße"},
+    "sandbox.mail.schedule": {"text": "Grüße"},
 }
-KEYED = ("stripe.refund.create", "stripe.customer.create", "sandbox.echo")
+KEYED = ("stripe.refund.create", "stripe.customer.create", "sandbox.echo", "sandbox.message.send")
+CHANGES: dict[str, dict[str, Any]] = {"stripe.refund.create": {"amount": 5}, "sandbox.message.send": {"text": "Another"}}
 
 
 def exchange(request: WireRequest) -> WireAnswer:
@@ -121,8 +126,7 @@ def test_the_identical_request_is_replayed(provider: Provider, tool: str) -> Non
     """A resend with the same key has the first receipt and no second effect; other parameters under the key are unknown."""
     first, second = provider.call(tool), provider.call(tool)
     assert second.external_reference == first.external_reference
-    change: dict[str, Any] = {"amount": 5} if tool == "stripe.refund.create" else {"name": "Another"}
-    conflict = provider.call(tool, **change)
+    conflict = provider.call(tool, **CHANGES.get(tool, {"name": "Another"}))
     assert conflict.outcome is Outcome.UNKNOWN
     assert conflict.failure is not None
     assert conflict.failure.provider_status == 400
@@ -150,7 +154,18 @@ def test_planned_faults_are_read_as_the_table_says(provider: Provider, tool: str
     assert len(provider.effects()) == 1
 
 
-@pytest.mark.parametrize("tool", ["stripe.refund.create", "stripe.customer.create", "sandbox.ticket.create"])
+def test_a_taken_identity_is_a_conflict(provider: Provider) -> None:
+    """A second creation under the identity that we chose is unknown by itself and marked, whatever it carries; one effect."""
+    assert provider.call("sandbox.record.create").outcome is Outcome.SUCCEEDED
+    for change in ({}, {"title": "Another"}):
+        reading = provider.call("sandbox.record.create", **change)
+        assert (reading.outcome, reading.conflict) == (Outcome.UNKNOWN, True)
+    assert len(provider.effects()) == 1
+
+
+@pytest.mark.parametrize(
+    "tool", ["stripe.refund.create", "stripe.customer.create", "sandbox.ticket.create", "sandbox.message.send"]
+)
 def test_the_lookup_finds_the_planted_marker(provider: Provider, tool: str) -> None:
     """The contract's own lookup shows the effect by its marker, and shows nothing for another marker."""
     contract = contract_of(tool)

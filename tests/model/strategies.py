@@ -1,7 +1,7 @@
 """Two ways of recovery beside resend and lookup: `natural` repeats an absolute setting, `cancel-first` cancels before it sends again.
 
 Natural: operations 1 and 2 set one object to 1 and to 2, in this order. Cancel first: a deferred sending is cancelled at the provider
-before it is sent again. Requests take up to `delay` ticks to arrive. Neither strategy is built yet.
+before it is sent again. Requests take up to `delay` ticks to arrive.
 """
 
 from collections.abc import Callable, Iterator, Mapping

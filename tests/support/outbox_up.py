@@ -49,6 +49,10 @@ CUSTOMER = "stripe.customer.create"
 MAIL = "sendgrid.mail.send"
 TICKET = "sandbox.ticket.create"
 ECHO = "sandbox.echo"
+LABEL = "sandbox.label.set"
+RECORD = "sandbox.record.create"
+MESSAGE = "sandbox.message.send"
+SCHEDULED = "sandbox.mail.schedule"
 
 PATHS: Mapping[str, str] = {
     REFUND: "/v1/refunds",
@@ -56,6 +60,10 @@ PATHS: Mapping[str, str] = {
     MAIL: "/v3/mail/send",
     TICKET: "/v1/tickets",
     ECHO: "/v1/echo",
+    LABEL: "/v1/labels",
+    RECORD: "/v1/records",
+    MESSAGE: "/v1/messages",
+    SCHEDULED: "/v1/mails",
 }
 """Where the sandbox provider takes the requests of each tool."""
 

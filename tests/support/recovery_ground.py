@@ -23,7 +23,9 @@ from tests.support.outbox_up import PATHS, SandboxControl
 from tests.support.postgres import Database
 from tests.support.processes import ChildProcess, start
 
-from outbox_domain.contract import LookupRule, ToolContract
+from outbox_domain.contract import LookupRule, RecoveryRule, ResendRule, ToolContract
+from outbox_domain.identity import template_segments
+from outbox_domain.recovery import settle_seconds
 from outbox_providers.catalog import shipped
 from outbox_providers.lint import lint
 from outbox_runtime.sealing import WrappingKey, generate_private_key, seal_to
@@ -34,6 +36,9 @@ from outbox_store.reserve import NewReservation, Won, reserve
 LEASE_SECONDS = 2.0
 SETTLE = timedelta(seconds=1)
 DEADLINE = timedelta(seconds=3)
+WINDOW = timedelta(seconds=8)
+SENT_AFTER = timedelta(seconds=8)
+NATURAL_SETTLE = timedelta(seconds=5)
 QUICK = 2
 """The version of every contract here whose times are short."""
 
@@ -41,13 +46,27 @@ RECOVERED_SECONDS = 30.0
 
 
 def quick(contract: ToolContract, *, deadline: timedelta = DEADLINE, **changes: Any) -> ToolContract:
-    """A contract with short times: deadline and settle time; `changes` replace members of its look-up."""
-    recovery = [
-        rule.model_copy(update={"settle": SETTLE, **changes}) if isinstance(rule, LookupRule) else rule
-        for rule in contract.recovery
-    ]
+    """A contract with short times: deadline, settle time, window, delay; `changes` replace members of its look-up."""
     request = contract.request.model_copy(update={"deadline": deadline})
-    return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request})
+    if contract.marks_attempts and request.body is not None:
+        seconds = int(SENT_AFTER.total_seconds())
+        request = request.model_copy(update={"body": {**request.body, "send_in_seconds": seconds}})
+    recovery = tuple(_quick_rule(rule, changes) for rule in contract.recovery)
+    return contract.model_copy(update={"version": QUICK, "recovery": recovery, "request": request})
+
+
+def _quick_rule(rule: RecoveryRule, changes: dict[str, Any]) -> RecoveryRule:
+    match rule:
+        case LookupRule() if rule.cancels:
+            return rule.model_copy(update={"delay": SENT_AFTER, "margin": timedelta(seconds=2), "settle": SENT_AFTER + SETTLE})
+        case LookupRule():
+            return rule.model_copy(update={"settle": SETTLE, **changes})
+        case ResendRule(strategy="natural"):
+            return rule.model_copy(update={"settle": NATURAL_SETTLE})
+        case ResendRule(strategy="window"):
+            return rule.model_copy(update={"within": WINDOW, "margin": timedelta(seconds=1)})
+        case _:
+            return rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +157,12 @@ class Ground:
 
     async def reserve(self, tool: str, *, token: str | None = None, **input: object) -> NewReservation:
         """Reserve one call of a tool under its quick contract, as the API does; the same token asks for the same effect again."""
+        row, verdict = await self.try_to_reserve(tool, token=token, **input)
+        assert isinstance(verdict, Won), verdict
+        return row
+
+    async def try_to_reserve(self, tool: str, *, token: str | None = None, **input: object) -> tuple[NewReservation, object]:
+        """The same, where something may stand in the way; gives the verdict too."""
         contract, vault, token = self.contracts[tool], await self.scene.vault(), token or uuid4().hex
         inputs: dict[str, dict[str, Any]] = {
             "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": 1200},
@@ -145,6 +170,10 @@ class Ground:
             "sandbox.ticket.create": {"title": f"Door {token}"},
             "sendgrid.mail.send": {"from": "a@example.com", "to": "b@example.com", "subject": token, "text": "t"},
             "sandbox.echo": {"token": token},
+            "sandbox.label.set": {"name": f"name-{token}", "value": token},
+            "sandbox.record.create": {"title": f"Record {token}"},
+            "sandbox.message.send": {"text": f"Message {token}"},
+            "sandbox.mail.schedule": {"text": f"Mail {token}"},
         }
         found = await self.scene.fetch("select id from connections where {own} and provider = $1", contract.provider)
         money: dict[str, Any] = {} if contract.amount is not None else {"amount": None, "currency": None}
@@ -153,15 +182,27 @@ class Ground:
             tool=tool,
             guarantee_class=contract.guarantee_class,
             connection_id=found[0]["id"],
-            contract_version=QUICK,
+            contract_version=contract.version,
+            object_key=_object_key(contract, {**inputs[tool], **input}),
+            quiet_seconds=settle_seconds(contract),
+            attention=contract.attention,
+            blocks_run=contract.blocks_run,
             **money,
         )
         sealed = vault.seal_input(row.id, StoredInput(input={**inputs[tool], **input}, names={}))
         row = NewReservation(**{**{name: getattr(row, name) for name in row.__dataclass_fields__}, "sealed_input": sealed})
         async with self.scene.connection(self.scene.database.api_url) as connection:
             [verdict] = await reserve(connection, [row])
-        assert isinstance(verdict, Won), verdict
-        return row
+        return row, verdict
+
+    async def install(self, contract: ToolContract) -> None:
+        """Put a changed contract in force for this organization, as a further version of its tool."""
+        contract = contract.model_copy(update={"version": self.contracts[contract.tool].version + 1})
+        assert lint(contract) == []
+        async with self.scene.connection() as connection:
+            rows = [(contract.tool, contract.version, contract.document())]
+            await tool_contracts.install(connection, self.scene.organization_id, rows)
+        self.contracts[contract.tool] = contract
 
     async def faulty(
         self, tool: str, fault: str, *, times: int = 1, delay_seconds: float = 1.0, **input: object
@@ -228,6 +269,13 @@ class Ground:
     async def lookups(self, tool: str) -> list[dict[str, Any]]:
         """The reads of a tool's path that the provider has received, in order."""
         return await asyncio.to_thread(lambda: self.sandbox.requests(path=PATHS[tool], method="GET"))
+
+
+def _object_key(contract: ToolContract, input: dict[str, Any]) -> str | None:
+    if contract.object_key is None:
+        return None
+    segments = template_segments(contract.object_key)
+    return ":".join(one.before + ("" if one.field is None else str(input[one.field])) + one.after for one in segments)
 
 
 def is_for_a_person(found: dict[str, Any]) -> bool:

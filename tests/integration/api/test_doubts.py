@@ -339,7 +339,7 @@ async def mail(agent: httpx2.AsyncClient, worker: StandIn, reference: str) -> UU
 async def test_the_summary(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn) -> None:
     """By connection, tool, class and cause: how many, since when, the money at stake, what happens next, how many need a person."""
     empty = (await admin.get("/v1/doubts/summary")).json()
-    assert empty == {"count": 0, "needs_person": 0, "oldest": None, "amounts": [], "groups": []}
+    assert empty == {"count": 0, "needs_person": 0, "oldest": None, "amounts": [], "groups": [], "episodes": []}
     for number in range(3):
         await doubt(agent, worker, f"pi_{number}", recovery_due=number > 0)
     await doubt(agent, worker, "pi_9", absence_in_seconds=NOT_YET, reason="connection reset")
@@ -360,6 +360,15 @@ async def test_the_summary(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient,
     assert following["resend"]["at"] is not None
     assert following["person"]["at"] is None
     assert (lost["absence_counts"], reset["absence_counts"]) == (3, 0)
+    asked = [
+        (each["connection"], each["cause"], each["attention"], each["waiting"], each["owners"]) for each in summary["episodes"]
+    ]
+    assert asked == [
+        ("stripe", "answer lost", "page", 1, ["payments"]),
+        ("stripe", "connection reset", "page", 1, ["payments"]),
+        ("sendgrid", "lease lapsed", "queue", 1, ["messaging"]),
+    ]
+    assert summary["episodes"][0]["amounts"] == [{"value": 1200, "currency": "EUR"}]
     one = (await admin.get("/v1/doubts/summary", params={"cause": "connection reset", "class": "A"})).json()
     assert [group["cause"] for group in one["groups"]] == ["connection reset"]
     assert (await admin.get("/v1/doubts/summary", params={"needs": "recovery"})).json()["count"] == 2

@@ -41,6 +41,7 @@ async def test_the_summary_is_printed(api: RunningApi, scene: Scene, agent: http
     shown = outbox(api, scene.admin_key, "doubts")
     assert "stripe.refund.create" in shown
     assert "1 resend in" in shown
+    assert "PAGE payments: 1 on stripe wait for a person (answer lost; stripe.refund.create; the oldest" in shown
     assert "2 in doubt, 1 need a person; at stake 2400 EUR" in shown
     summary = json.loads(outbox(api, scene.admin_key, "doubts", "--where", "needs=person", "--json"))
     assert summary["count"] == 1

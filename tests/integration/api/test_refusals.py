@@ -120,7 +120,8 @@ async def test_a_nearest_tool_is_one_the_key_reaches(api: RunningApi, scene: Sce
     async with api.client(await scene.key(tools=["sandbox.*"])) as client:
         response = await client.post("/v1/tool-calls", json={"tool": "stripe.refund.creat", "input": {}})
     nearest = problem_of(response, 404, "unknown-tool")["nearest"]
-    assert set(nearest) == {"sandbox.echo", "sandbox.ticket.create"}
+    assert nearest
+    assert all(name.startswith("sandbox.") for name in nearest)
 
 
 async def test_occurrences_need_a_person(agent: httpx2.AsyncClient, scene: Scene) -> None:

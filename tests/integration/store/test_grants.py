@@ -61,7 +61,7 @@ ENDS_A_DOUBT = {
 """What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
 
 CARRIES_OUT = {
-    "reservations": "attempts epoch resends last_attempt_id late_write void_reason provider_status provider_code",
+    "reservations": "attempts epoch resends last_attempt_id late_write conflicted void_reason provider_status provider_code",
     "attempts": "lease_until provider_key marker late_outcome late_write stored provider_status provider_code provider_request_id "
     "provider_seconds",
     "probes": "answered_at found verdict",

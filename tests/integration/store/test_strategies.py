@@ -4,16 +4,18 @@ Postgres itself holds to it, whoever writes and by whatever statement.
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 from tests.integration.store.races import Store
-from tests.support.ledger import claimed, settled
+from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
 from outbox_store import runs, tool_contracts
+from outbox_store.claim import Claimed, NotClaimed, claim
 from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve
 from outbox_store.resolve import Resolution, Resolved, resolve
 
@@ -289,6 +291,87 @@ async def test_rules_of_a_reservation_never_change(own_store: Store) -> None:
         with pytest.raises(asyncpg.CheckViolationError) as refused:
             await own_store.owner.execute(f"update reservations set {name} = {value} where id = $1", row.id)
         assert refused.value.constraint_name == "reservation_identity", name
+
+
+# Conflicts and cancellations.
+
+
+def resolution(row: NewReservation, attempt: Claimed, **changes: Any) -> Resolution:
+    """A cancellation of an attempt that was confirmed."""
+    resolution = Resolution(
+        organization_id=row.organization_id,
+        reservation_id=row.id,
+        attempt_id=attempt.attempt_id,
+        happened=False,
+        by="cancellation",
+        asked_at=None,
+        absences_needed=1,
+        then="resend",
+        again_seconds=0.0,
+        receipt_id=uuid4(),
+        provider="sandbox",
+        external_reference=None,
+        provider_request_id=None,
+        evidence=[{"kind": "cancellation"}],
+        sealed_result=None,
+        said_by=None,
+        reason="called off before it was due",
+        cancel_within_seconds=50.0,
+    )
+    return replace(resolution, **changes)
+
+
+async def in_doubt(store: Store, **changes: Any) -> tuple[NewReservation, Claimed]:
+    """A doubt of class B and its attempt."""
+    row = store.world.row(guarantee_class="B")
+    await reserved(store, row)
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.UNKNOWN, **changes)
+    return row, attempt
+
+
+async def test_a_cancellation_in_time_proves_absence_before_the_settle_time(store: Store) -> None:
+    """Confirmed before the effect could be due, whatever `absence_counts_at` says: the attempt is absent, and is sent again."""
+    row, attempt = await in_doubt(store)
+    [early] = await resolve(store.worker, [resolution(row, attempt, by="lookup")], tries_max=20)
+    assert isinstance(early, Resolved)
+    assert early.verdict == "too-early", "an absence that was merely seen does not count yet"
+    [result] = await resolve(store.worker, [resolution(row, attempt)], tries_max=20)
+    assert isinstance(result, Resolved)
+    assert (result.verdict, result.state) == ("settled", State.RESERVED)
+    assert (await store.attempt(attempt.attempt_id))["proven_absent"]
+
+
+async def test_a_cancellation_that_came_too_late_proves_nothing(store: Store) -> None:
+    """Recorded when the effect may be due already, or of a request that left late, or of an older attempt: thrown away."""
+    row, attempt = await in_doubt(store)
+    await store.owner.execute("update attempts set claimed_at = now() - interval '50 s' where id = $1", attempt.attempt_id)
+    frozen, late = await in_doubt(store, late_write=True)
+    other, first = await in_doubt(store)
+    results = await resolve(
+        store.worker,
+        [resolution(row, attempt), resolution(frozen, late), resolution(other, first, attempt_id=uuid4())],
+        tries_max=20,
+    )
+    assert [result.verdict for result in results if isinstance(result, Resolved)] == ["stale"] * 3
+    for each in (row, frozen, other):
+        assert (await store.reservation(each.id))["state"] == "in_doubt"
+
+
+async def test_nothing_is_sent_again_after_a_conflict(store: Store) -> None:
+    """The provider said that the identity is taken: no resend passes the gate, and no look-up's absence counts."""
+    row = store.world.row()
+    await reserved(store, row)
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.UNKNOWN, conflict=True)
+    assert (await store.reservation(row.id))["conflicted"]
+    [refused] = await claim(store.worker, [claim_of(row)])
+    assert isinstance(refused, NotClaimed)
+    assert refused.reason == "no-resend"
+    await store.owner.execute("update reservations set absence_counts_at = now() where id = $1", row.id)
+    [absent] = await resolve(store.worker, [resolution(row, attempt, by="lookup")], tries_max=20)
+    assert isinstance(absent, Resolved)
+    assert (absent.verdict, absent.state) == ("stale", State.IN_DOUBT)
 
 
 # Episodes.

@@ -1,5 +1,6 @@
 """What is tried next in a doubt, and when: the contract's list with its bounds."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,15 +10,19 @@ from outbox_domain.recovery import (
     Doubt,
     back_off_seconds,
     between_absences_seconds,
+    is_over,
     left_to_clients_seconds,
     look_again_seconds,
     next_way,
+    pace_seconds,
     recover_in_seconds,
+    settle_seconds,
 )
 from outbox_providers.catalog import shipped
 
 CONTRACTS = {contract.tool: contract for contract in shipped()}
 REFUND, TICKET, MAIL, ECHO = "stripe.refund.create", "sandbox.ticket.create", "sendgrid.mail.send", "sandbox.echo"
+RECORD, LABEL, SCHEDULED = "sandbox.record.create", "sandbox.label.set", "sandbox.mail.schedule"
 
 
 def doubt(**changes: Any) -> Doubt:
@@ -53,12 +58,50 @@ def way(contract: ToolContract, found: Doubt) -> str | None:
         (ECHO, {"resends": 5, "step": 1}, None),
         (ECHO, {"stored_failure": True}, None),
         (ECHO, {"late_write": True}, None),
+        # A conflict would be said again: what is there is read back.
+        (RECORD, {}, "resend"),
+        (RECORD, {"conflicted": True}, "lookup"),
+        (RECORD, {"conflicted": True, "step": 2}, None),
+        (LABEL, {}, "resend"),
+        (LABEL, {"resends": 5, "unreachable": False}, None),
+        # What may be due is not called off any more, and what left late is due nobody knows when.
+        (SCHEDULED, {"sent_seconds_ago": 49.0}, "lookup"),
+        (SCHEDULED, {"sent_seconds_ago": 50.0}, None),
+        (SCHEDULED, {"late_write": True}, None),
     ],
 )
 def test_the_next_way(tool: str, changes: dict[str, Any], expected: str | None) -> None:
     """Ways are taken in order, within their bounds; the bound of resends is not the end while nobody was there to answer."""
     assert way(CONTRACTS[tool], doubt(**changes)) == expected
     assert (recover_in_seconds(CONTRACTS[tool], doubt(**changes)) is None) == (expected is None)
+
+
+def with_rule(contract: ToolContract, **changes: Any) -> ToolContract:
+    """A contract whose first way has other bounds."""
+    first, *others = contract.recovery
+    return contract.model_copy(update={"recovery": (first.model_copy(update=changes), *others)})
+
+
+def test_the_total_time_of_a_way() -> None:
+    """Counted from the doubt's beginning; over, a resend is not due any more, also where nobody was there to answer."""
+    hurried = with_rule(CONTRACTS[REFUND], total=timedelta(seconds=90))
+    assert [way(hurried, doubt(age_seconds=seconds)) for seconds in (0.0, 89.0, 90.0)] == ["resend", "resend", "lookup"]
+    assert way(with_rule(CONTRACTS[ECHO], total=timedelta(seconds=90)), doubt(age_seconds=90.0)) is None
+    lookup = with_rule(CONTRACTS[TICKET], total=timedelta(seconds=90)).recovery[0]
+    assert [is_over(lookup, seconds) for seconds in (89.0, 90.0)] == [False, True]
+    assert not is_over(CONTRACTS[TICKET].recovery[0], 1e9)
+
+
+def test_the_pace_of_a_way() -> None:
+    """As the contract says of the way that is tried; beyond the last one, and where it says nothing, there is none."""
+    paced = with_rule(CONTRACTS[REFUND], pace=timedelta(seconds=2))
+    assert [pace_seconds(paced, step) for step in (0, 1, 2)] == [2.0, None, None]
+
+
+@pytest.mark.parametrize(("tool", "seconds"), [(REFUND, 120.0), (LABEL, 30.0), (MAIL, 120.0), (SCHEDULED, 120.0), (TICKET, 2.0)])
+def test_the_settle_time(tool: str, seconds: float) -> None:
+    """The look-up's, or that of a resend without one, else the horizon of every provider."""
+    assert settle_seconds(CONTRACTS[tool]) == seconds
 
 
 def test_the_first_step_is_soon() -> None:

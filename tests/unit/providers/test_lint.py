@@ -52,6 +52,29 @@ CONFLICT = {"status": [400], "match": "error.type == 'idempotency_error'", "outc
 REJECTED = {"status": [400], "has": "error.type", "outcome": "rejected"}
 TEXT = {"type": "string"}
 
+LABEL, RECORD, MESSAGE, SCHEDULED = (
+    "sandbox.label.set",
+    "sandbox.record.create",
+    "sandbox.message.send",
+    "sandbox.mail.schedule",
+)
+
+
+def with_resend(tool: str, **members: Any) -> Document:
+    """A shipped contract with other members of its resend."""
+    return changed(tool, lambda document: document["recovery"][0]["resend"].update(members))
+
+
+def with_lookup(tool: str, **members: Any) -> Document:
+    """A shipped contract with other members of its lookup."""
+    return changed(tool, lambda document: document["recovery"][-1]["lookup"].update(members))
+
+
+def with_row(tool: str, number: int, **members: Any) -> Document:
+    """A shipped contract with other members of one row of its outcome table, counted from 1."""
+    return changed(tool, lambda document: document["outcomes"][number - 1].update(members))
+
+
 BROKEN: list[tuple[str, Document, str]] = [
     # What a tool that writes must say.
     ("owner", with_member(REFUND, owner=" "), "has an owner"),
@@ -114,6 +137,66 @@ BROKEN: list[tuple[str, Document, str]] = [
     ("lookup", changed(TICKET, lambda d: d["recovery"][0]["lookup"].update(url="//evil/{marker}")), "begins with one slash"),
     ("lookup", changed(REFUND, lambda d: d["recovery"][1]["lookup"].update(url="/r?x={input.reason}")), "no required field"),
     ("lookup", changed(REFUND, lambda d: d["recovery"][1]["lookup"].update(url="/r?x={reference}")), "nobody knows"),
+    # Strategies.
+    ("recovery", with_resend(MESSAGE, margin="999ms"), "a margin of at least a second"),
+    ("recovery", with_resend(MESSAGE, within="7s"), "and the margin"),
+    ("recovery", with_resend(MESSAGE, total="5s"), "the total time of a resend"),
+    ("recovery", with_lookup(MESSAGE, total="5s"), "the total time of a lookup"),
+    ("recovery", with_resend(MESSAGE, pace="0s"), "the pace of a resend"),
+    ("recovery", with_lookup(MESSAGE, pace="2m"), "the pace of a lookup"),
+    ("strategy", with_resend(MESSAGE, stored_failure="header.X"), "only a provider that replays"),
+    ("strategy", with_resend(MESSAGE, settle="30s"), "only the strategy natural has a settle time"),
+    ("strategy", changed(MESSAGE, lambda d: d.update(recovery=d["recovery"][:1])), "something follows it"),
+    ("strategy", with_row(RECORD, 2, conflict=False), "by which answer it is recognised"),
+    ("strategy", changed(RECORD, lambda d: d.update(recovery=d["recovery"][:1])), "reads back what is there"),
+    ("strategy", with_lookup(RECORD, same={}), "reads back what is there"),
+    (
+        "strategy",
+        changed(
+            RECORD,
+            lambda d: (
+                d["request"].update(marker={"field": "marker"}),
+                d["recovery"][1]["lookup"].update(url="/v1/records?m={marker}"),
+            ),
+        ),
+        "asks for the identity that was chosen",
+    ),
+    ("strategy", changed(LABEL, lambda d: d.update(object=None)), "names what it sets or removes"),
+    ("strategy", with_resend(LABEL, settle="10ms"), "at least a second"),
+    ("keys-and-markers", with_resend(LABEL, strategy="replay"), "class A sends a provider key"),
+    ("keys-and-markers", changed(RECORD, lambda d: d["request"].update(provider_key=None)), "by the provider key sends one"),
+    ("outcomes", with_row(RECORD, 2, outcome="rejected"), "says conflict, which by itself means unknown"),
+    ("outcomes", with_lookup(RECORD, same={}), "no lookup reads back"),
+    ("outcomes", with_row(REFUND, 4, conflict=True), "no lookup reads back"),
+    (
+        "conflict-row",
+        changed(RECORD, lambda d: d["outcomes"].append(d["outcomes"].pop(1))),
+        "the row of a conflict stands before every row that says rejected",
+    ),
+    ("lookup", with_lookup(RECORD, same={"title[": "{input.title}"}), "no JMESPath"),
+    ("lookup", with_lookup(RECORD, same={"title": "{input.headline}"}), "no field of the input"),
+    ("lookup", with_lookup(RECORD, body={"id": "{provider_key}"}), "by GET has no body"),
+    ("lookup", with_lookup(SCHEDULED, body={"batch": "all"}), "asks for the marker"),
+    ("object", changed(LABEL, lambda d: d.update(object="label")), "there would be one of it in all"),
+    ("object", changed(LABEL, lambda d: d.update(object="label:{colour}")), "no required field"),
+    ("object", changed(LABEL, lambda d: d.update(object="label::{name}")), "not empty"),
+    ("object", with_property(LABEL, "name", {"type": "number"}), "a text or a whole number"),
+    ("cancel-first", with_lookup(SCHEDULED, covers_later=False), "proves nothing: class C"),
+    ("cancel-first", with_lookup(SCHEDULED, method="GET", body=None, url="/v1/x?b={marker}"), "does not use GET"),
+    ("cancel-first", with_lookup(SCHEDULED, delay=None), "how long after the request"),
+    ("cancel-first", with_lookup(SCHEDULED, margin=None), "how long after the request"),
+    ("cancel-first", with_lookup(SCHEDULED, margin="500ms"), "how long after the request"),
+    ("cancel-first", with_lookup(SCHEDULED, margin="55s"), "nothing is left"),
+    ("cancel-first", with_lookup(SCHEDULED, settle="60s"), "longer than the delay"),
+    ("cancel-first", with_lookup(SCHEDULED, same={"text": "{input.text}"}), "compares nothing"),
+    ("cancel-first", with_lookup(TICKET, delay="60s"), "only the strategy cancel-first"),
+    ("cancel-first", with_lookup(TICKET, method="DELETE"), "does not use DELETE"),
+    (
+        "cancel-first",
+        changed(SCHEDULED, lambda d: d.update({"class": "A", "recovery": [{"resend": {"within": "1h"}}, *d["recovery"]]})),
+        "a way of class B",
+    ),
+    ("doubt", with_member(TICKET, doubt={"attention": "none", "blocks_run": True}), "for ever"),
     # Keys and markers.
     ("keys-and-markers", changed(REFUND, lambda d: d["request"].update(provider_key=None)), "class A sends a provider key"),
     ("keys-and-markers", changed(TICKET, lambda d: d["request"].update(marker=None)), "plants one"),

@@ -18,6 +18,12 @@ REFUND, CUSTOMER, MAIL, ECHO, TICKET = (
     "sandbox.ticket.create",
 )
 KEYED = (REFUND, CUSTOMER, ECHO)
+LABEL, RECORD, MESSAGE, SCHEDULED = (
+    "sandbox.label.set",
+    "sandbox.record.create",
+    "sandbox.message.send",
+    "sandbox.mail.schedule",
+)
 
 
 def shipped(tool: str) -> ToolContract:
@@ -81,6 +87,23 @@ ROWS: list[tuple[str, int | None, int, Any, dict[str, str], str, bool, float | N
     (TICKET, 2, 401, {}, {}, "deferred", False, None),
     (TICKET, 2, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
     *((TICKET, 3, status, DECLINE, {}, "rejected", False, None) for status in (400, 402, 403, 404, 422)),
+    *(
+        (tool, 1, status, {"id": "x_1"}, {}, "succeeded", False, None)
+        for tool, status in ((LABEL, 200), (RECORD, 201), (SCHEDULED, 202))
+    ),
+    *((tool, 3, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0) for tool in (RECORD, SCHEDULED)),
+    *((tool, 4, 402, DECLINE, {}, "rejected", False, None) for tool in (RECORD, SCHEDULED)),
+    (LABEL, 2, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
+    (LABEL, 3, 402, DECLINE, {}, "rejected", False, None),
+    (RECORD, 2, 409, stripe_error("invalid_request_error", code="already_exists"), {}, "unknown", False, None),
+    (RECORD, None, 409, stripe_error("invalid_request_error", code="locked"), {}, "unknown", False, None),
+    (SCHEDULED, 2, 410, stripe_error("invalid_request_error", code="batch_cancelled"), {}, "unknown", False, None),
+    (MESSAGE, 1, 200, {"id": "msg_1"}, {}, "succeeded", False, None),
+    (MESSAGE, 2, 409, stripe_error("idempotency_error"), {}, "deferred", False, None),
+    (MESSAGE, 3, 400, CONFLICT, {}, "unknown", False, None),
+    (MESSAGE, 4, 429, {}, {"Retry-After": "2"}, "deferred", False, 2.0),
+    (MESSAGE, 5, 402, DECLINE, {}, "rejected", True, None),
+    (MESSAGE, 6, 404, INVALID, {}, "rejected", False, None),
     # What no row speaks of.
     *(
         (tool, None, status, stripe_error("api_error"), {}, "unknown", False, None)
@@ -131,6 +154,13 @@ def test_every_row_is_tried(contract: ToolContract) -> None:
     """No row of a shipped table stands without its answer in the table of this test."""
     tried = {row for tool, row, *_ in ROWS if tool == contract.tool and row is not None}
     assert tried == set(range(1, len(contract.outcomes) + 1))
+
+
+def test_a_conflict_is_marked() -> None:
+    """The answer that the identity is taken is unknown and says so; another refusal of the same status is unknown alone."""
+    taken = stripe_error("invalid_request_error", code="already_exists")
+    assert [read(RECORD, 409, body).conflict for body in (taken, INVALID)] == [True, False]
+    assert not read(RECORD, 201, {"id": "obx_1"}).conflict
 
 
 def test_a_refunds_receipt() -> None:

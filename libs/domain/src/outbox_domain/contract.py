@@ -243,6 +243,7 @@ class ResendRule(_Rule):
         stored_failure: `header.Name` that says `true` when a stored answer was merely replayed.
         times: how many resends at most.
         total: how long after the doubt began the last of them may begin.
+        pace: how long at least between two doubts of one connection that are taken up this way.
         settle: how long after an attempt's lease its request may still arrive; for `natural`, where no look-up says it.
     """
 
@@ -253,6 +254,7 @@ class ResendRule(_Rule):
     stored_failure: str | None = None
     times: int = Field(default=5, ge=1)
     total: Duration | None = None
+    pace: Duration | None = None
     settle: Duration | None = None
 
 
@@ -271,6 +273,7 @@ class LookupRule(_Rule):
         settle: how long after the last attempt's lease an absence counts.
         times: how many absences, each seen by a read sent after the settle time, prove absence.
         total: how long after the doubt began a provider that answers is asked before a person is.
+        pace: how long at least between two doubts of one connection that are taken up this way.
         on_absent: what follows proven absence.
         delay: of `cancel-first`: how long after the request's arrival the effect comes, at the earliest.
         margin: of `cancel-first`: how long before that the cancellation must be confirmed.
@@ -288,6 +291,7 @@ class LookupRule(_Rule):
     settle: Duration
     times: int = Field(default=2, ge=1)
     total: Duration | None = None
+    pace: Duration | None = None
     on_absent: Literal["resend", "fail"] = "resend"
     delay: Duration | None = None
     margin: Duration | None = None

@@ -239,7 +239,9 @@ def provider_key(secret: bytes, *, scope: Scope, key_scope: str, operation_key: 
     return "obx_" + keyed_digest(secret, Purpose.PROVIDER_KEY, canonical({**names, "generation": generation})).hex()
 
 
-def marker(secret: bytes, *, scope: Scope, key_scope: str, operation_key: str, occurrence: int) -> str:
+def marker(
+    secret: bytes, *, scope: Scope, key_scope: str, operation_key: str, occurrence: int, attempt: int | None = None
+) -> str:
     """The marker that is planted in the request for later look-ups: as the provider key, but the same in every generation.
 
     Args:
@@ -248,13 +250,15 @@ def marker(secret: bytes, *, scope: Scope, key_scope: str, operation_key: str, o
         key_scope: `environment`, or `run:` and the caller's name of the root run.
         operation_key: the business identity of the effect.
         occurrence: which intended repetition it is.
+        attempt: the number of the attempt, where each has a marker of its own because it can be called off by it.
 
     Returns:
         `obm_` and 64 hexadecimal digits.
     """
-    return (
-        "obm_" + keyed_digest(secret, Purpose.MARKER, canonical(_effect_names(scope, key_scope, operation_key, occurrence))).hex()
-    )
+    names = _effect_names(scope, key_scope, operation_key, occurrence)
+    if attempt is not None:
+        names["attempt"] = attempt
+    return "obm_" + keyed_digest(secret, Purpose.MARKER, canonical(names)).hex()
 
 
 def _effect_names(scope: Scope, key_scope: str, operation_key: str, occurrence: int) -> dict[str, str | int]:

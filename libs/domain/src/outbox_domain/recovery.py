@@ -105,6 +105,13 @@ def recover_in_seconds(contract: ToolContract, doubt: Doubt) -> float | None:
     return back_off_seconds(doubt.resends + doubt.tries) if isinstance(way[1], ResendRule) else BACK_OFF_FIRST_SECONDS
 
 
+def pace_seconds(contract: ToolContract, step: int) -> float | None:
+    """How long at least between two doubts of a connection that are taken up, where the contract says so of the way at `step`."""
+    rule = contract.recovery[step] if step < len(contract.recovery) else None
+    pace = None if rule is None or isinstance(rule, PersonRule) else rule.pace
+    return None if pace is None else pace.total_seconds()
+
+
 def probe_of(contract: ToolContract) -> LookupRule | None:
     """The look-up that a client may make in a worker's place: one that only reads."""
     return contract.lookup if contract.lookup is not None and not contract.lookup.cancels else None

@@ -57,10 +57,15 @@ def provider_key_of(row: Named, secret: bytes, generation: int) -> str:
     )
 
 
-def marker_of(row: Named, secret: bytes) -> str:
-    """The marker of an effect, the same in every generation."""
+def marker_of(row: Named, secret: bytes, attempt: int | None = None) -> str:
+    """The marker of an effect, the same in every generation; or that of one attempt at it, where each has its own."""
     return marker(
-        secret, scope=_scope(row), key_scope=_key_scope(row), operation_key=row.operation_key, occurrence=row.occurrence
+        secret,
+        scope=_scope(row),
+        key_scope=_key_scope(row),
+        operation_key=row.operation_key,
+        occurrence=row.occurrence,
+        attempt=attempt,
     )
 
 

@@ -94,7 +94,7 @@ def build_request(
         raise ValueError(f"{contract.tool} cannot be sent without its provider key")
     if rule.marker is not None and not marker:
         raise ValueError(f"{contract.tool} cannot be sent without its marker")
-    all_names = {**names, "marker": marker}
+    all_names = {**names, "marker": marker, "provider_key": provider_key}
     url = _joined(base_url, expand_url(rule.url, bound, all_names))
     if rule.driver == "client":
         raise ValueError(f"{contract.tool} is carried out by its caller; nothing is sent for it")
@@ -120,9 +120,10 @@ def build_lookup(
     fixed_headers: Mapping[str, str],
     bound: Mapping[str, Any],
     names: Mapping[str, str | None],
-    marker: str,
+    marker: str | None,
+    provider_key: str | None = None,
 ) -> WireRequest:
-    """Writes the read that asks a provider for the effect of a marker. It carries no provider key and no body.
+    """Writes the read that asks a provider for an effect, or calls one off. It carries no idempotency key of ours.
 
     Args:
         contract: the pinned contract of the reservation.
@@ -131,6 +132,7 @@ def build_lookup(
         bound: the bound input.
         names: what templates may name besides the input.
         marker: what was planted.
+        provider_key: the identity that we chose, for a contract that asks for it.
 
     Returns:
         The request. Its address may carry what is personal.
@@ -139,8 +141,13 @@ def build_lookup(
         OutboxError: `invalid-input`, where the address or a header cannot be written safely.
         ValueError: the base URL is none.
     """
-    url = _joined(base_url, expand_url(rule.url, bound, {**names, "marker": marker}))
-    return WireRequest(method=rule.method, url=url, headers=_headers(contract, credential, fixed_headers, None, None), body=b"")
+    all_names = {**names, "marker": marker, "provider_key": provider_key}
+    url = _joined(base_url, expand_url(rule.url, bound, all_names))
+    content_type, encode = _ENCODERS[contract.request.driver]
+    filled = None if rule.body is None else expand_body(rule.body, bound, all_names)
+    body = encode(filled) if isinstance(filled, dict) else b""
+    headers = _headers(contract, credential, fixed_headers, None, content_type if body else None)
+    return WireRequest(method=rule.method, url=url, headers=headers, body=body)
 
 
 def read_answer(contract: ToolContract, answer: WireAnswer) -> Reading:

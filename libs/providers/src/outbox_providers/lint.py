@@ -5,6 +5,7 @@ load; the shipped catalog is loaded only without findings.
 """
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -27,7 +28,13 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,4094}[\x21-\x7e])?")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _DEFERRED_STATUS = frozenset({401, 403, 409, 425, 429})
-_OUTSIDE_NAMES = frozenset({"reference", "run", "marker"})
+_OUTSIDE_NAMES = frozenset({"reference", "run", "marker", "provider_key"})
+MARGIN_LEAST = timedelta(seconds=1)
+"""What a contract must leave at least of a provider's window, and before a due time, for the pause of a process and the way."""
+
+PACE_MOST = timedelta(minutes=1)
+"""Between two doubts of a connection: a longer pause would leave hundreds of them for days."""
+
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _SUBSCHEMAS = (
@@ -140,26 +147,121 @@ def _recovery(contract: ToolContract) -> Iterator[str]:
         yield "class A recovers by resending"
     if contract.guarantee_class != "A" and resend is not None:
         yield "only class A may be resent"
-    if resend is not None and resend.within <= contract.request.deadline:
-        yield "a resend needs more time than one request may take"
+    if resend is not None and resend.margin < MARGIN_LEAST:
+        yield "a resend leaves a margin of at least a second"
+    if resend is not None and resend.within <= contract.request.deadline + resend.margin:
+        yield "a resend needs more time than one request may take and the margin"
     if resend is not None and resend.stored_failure is not None and header_name(resend.stored_failure) is None:
         yield "stored_failure is a header (`header.Name`)"
     if contract.guarantee_class == "B" and contract.lookup is None:
         yield "class B recovers by a lookup"
     if contract.guarantee_class == "C" and contract.lookup is not None:
         yield "class C cannot be looked up; with a lookup it is class B"
+    for rule in (resend, contract.lookup):
+        if rule is not None and rule.total is not None and rule.total <= contract.request.deadline:
+            yield f"the total time of a {rule.way} is longer than one request may take"
+        if rule is not None and rule.pace is not None and not timedelta(0) < rule.pace <= PACE_MOST:
+            yield f"the pace of a {rule.way} is between nothing and a minute"
+
+
+def _strategy(contract: ToolContract) -> Iterator[str]:
+    resend, lookup = contract.resend, contract.lookup
+    if resend is None:
+        return
+    if resend.strategy != "replay" and resend.stored_failure is not None:
+        yield f"only a provider that replays has a stored_failure, not one of the strategy {resend.strategy}"
+    if resend.settle is not None and resend.strategy != "natural":
+        yield "only the strategy natural has a settle time of its own; elsewhere the lookup says it"
+    match resend.strategy:
+        case "conflict":
+            if not any(row.conflict for row in contract.outcomes):
+                yield "under the strategy conflict a row of the outcomes says by which answer it is recognised (`conflict`)"
+            if lookup is None or not lookup.same:
+                yield "under the strategy conflict a lookup reads back what is there and compares it (`same`)"
+            elif "{provider_key}" not in lookup.url + lookup.match + json.dumps(lookup.body):
+                yield "under the strategy conflict the lookup asks for the identity that was chosen ({provider_key})"
+        case "natural":
+            if contract.object_key is None:
+                yield "under the strategy natural the contract names what it sets or removes (`object`)"
+            if resend.settle is not None and resend.settle < MARGIN_LEAST:
+                yield "under the strategy natural the settle time is at least a second"
+        case "window":
+            if contract.recovery[-1] is resend:
+                yield "under the strategy window something follows it: a lookup, or a person"
+        case _:
+            pass
+
+
+def _object(contract: ToolContract) -> Iterator[str]:
+    if contract.object_key is None:
+        return
+    names = placeholders(contract.object_key)
+    if not names:
+        yield "the object has no field: there would be one of it in all"
+    try:
+        template_segments(contract.object_key)
+    except ValueError as error:
+        yield f"the object: {error}"
+    for name in names:
+        field = _field(contract.input, name)
+        if field is None or not _is_required(contract.input, name):
+            yield f"the object's field {name} is no required field of the input"
+        elif _accepts(contract.input, field, 1.5) or _accepts(contract.input, field, []) or _accepts(contract.input, field, {}):
+            yield f"the object's field {name} must be a text or a whole number"
+
+
+def _cancel_first(contract: ToolContract) -> Iterator[str]:
+    lookup = contract.lookup
+    if lookup is None:
+        return
+    if not lookup.cancels:
+        if lookup.delay is not None or lookup.margin is not None or lookup.covers_later:
+            yield "only the strategy cancel-first has a delay, a margin and covers_later"
+        if lookup.method not in ("GET", "POST"):
+            yield f"a lookup that only asks does not use {lookup.method}"
+        return
+    if contract.guarantee_class != "B":
+        yield "cancel-first is a way of class B"
+    if lookup.method == "GET":
+        yield "a cancellation does not use GET"
+    if not lookup.covers_later:
+        yield "a cancellation that does not also stop a request arriving after it (`covers_later: true`) proves nothing: class C"
+    if lookup.delay is None or lookup.margin is None or lookup.margin < MARGIN_LEAST:
+        yield "cancel-first says how long after the request the effect comes (`delay`) and how long before it stops (`margin`)"
+    elif lookup.cancel_within <= contract.request.deadline:
+        yield "between the request's deadline and the time to stop cancelling nothing is left"
+    if lookup.delay is not None and lookup.settle <= lookup.delay:
+        yield "the settle time is longer than the delay: before the effect is due nobody sees it"
+    if lookup.same or lookup.more is not None:
+        yield "a cancellation compares nothing and has no further page"
+
+
+def _doubt(contract: ToolContract) -> Iterator[str]:
+    blocked = contract.doubt is not None and contract.doubt.blocks_run
+    if blocked and contract.attention == "none":
+        yield "a doubt that blocks its run and disturbs nobody would hold it up for ever"
 
 
 def _lookup(contract: ToolContract) -> Iterator[str]:
     lookup = contract.lookup
     if lookup is None:
         return
-    if "{marker}" not in lookup.url + lookup.match:
+    asks = lookup.url + lookup.match + json.dumps(lookup.body)
+    if "{marker}" not in asks and (lookup.cancels or "{provider_key}" not in asks):
         yield "a lookup asks for the marker"
+    if lookup.body is not None and lookup.method in ("GET", "DELETE"):
+        yield f"a lookup by {lookup.method} has no body"
+    for name in placeholders(json.dumps([lookup.body, list(lookup.same.values())])):
+        known = name.startswith("input.") and _field(contract.input, name.removeprefix("input.")) is not None
+        if not known and name not in _OUTSIDE_NAMES:
+            yield f"the lookup names {name}, which is no field of the input"
+    for place in lookup.same:
+        yield from _expression_findings("the lookup's same", place)
     if lookup.settle <= timedelta(0):
         yield "a lookup has a settle time: before it an absence proves nothing"
-    yield from (f"the lookup's {finding}" for finding in _address(contract, lookup.url, {"marker"}))
-    yield from _expression_findings("the lookup's match", lookup.match.replace("{marker}", "obx"))
+    yield from (f"the lookup's {finding}" for finding in _address(contract, lookup.url, {"marker", "provider_key"}))
+    match = lookup.match.replace("{marker}", "obx").replace("{provider_key}", "obx")
+    yield from _expression_findings("the lookup's match", match)
     if lookup.more is not None:
         yield from _expression_findings("the lookup's more", lookup.more)
 
@@ -184,10 +286,13 @@ def _webhook(contract: ToolContract) -> Iterator[str]:
 
 def _keys_and_markers(contract: ToolContract) -> Iterator[str]:
     request = contract.request
-    if contract.guarantee_class == "A" and request.provider_key is None:
-        yield "class A sends a provider key"
-    if contract.lookup is not None and request.marker is None:
+    if contract.guarantee_class == "A" and request.provider_key is None and not _is_natural(contract):
+        yield "class A sends a provider key, unless it sets something absolutely"
+    asks = "" if contract.lookup is None else contract.lookup.url + contract.lookup.match + json.dumps(contract.lookup.body)
+    if "{marker}" in asks and request.marker is None:
         yield "what is looked up by a marker plants one"
+    if "{provider_key}" in asks and request.provider_key is None:
+        yield "what is looked up by the provider key sends one"
     fields = [rule.field for rule in (request.provider_key, request.marker) if rule is not None and rule.field is not None]
     if len(set(fields)) != len(fields):
         yield "the provider key and the marker cannot share a field"
@@ -196,6 +301,10 @@ def _keys_and_markers(contract: ToolContract) -> Iterator[str]:
     header = request.provider_key.header if request.provider_key is not None else None
     if header is not None and (_HEADER_NAME.fullmatch(header) is None or header.lower() in RESERVED_HEADERS):
         yield f"the provider key cannot travel in the header {header}"
+
+
+def _is_natural(contract: ToolContract) -> bool:
+    return contract.resend is not None and contract.resend.strategy == "natural"
 
 
 def _plantable(contract: ToolContract, path: str) -> Iterator[str]:
@@ -250,6 +359,10 @@ def _row(contract: ToolContract, row: OutcomeRule) -> Iterator[str]:
         yield f"makes something certain of {min(unclear)}, after which nobody knows"
     if row.stored and (row.outcome is not Outcome.REJECTED or contract.request.provider_key is None):
         yield "says stored, which only a rejection under a provider key can be"
+    if row.conflict and row.outcome is not Outcome.UNKNOWN:
+        yield "says conflict, which by itself means unknown: what is there must be read back"
+    if row.conflict and (contract.lookup is None or not contract.lookup.same):
+        yield "says conflict, and no lookup reads back what is there and compares it (`same`)"
     if row.after is not None and (row.outcome is not Outcome.DEFERRED or header_name(row.after) is None):
         yield "has an `after` that is no header of a deferred answer"
     for name, text in (("has", row.has), ("match", row.match)):
@@ -270,7 +383,9 @@ def _conflict_row(contract: ToolContract) -> Iterator[str]:
     unknown = [index for index, row in enumerate(rows) if row.outcome is Outcome.UNKNOWN]
     if any(index > first_rejected for index in unknown):
         yield "a row that says unknown stands before every row that says rejected"
-    conflicts = [index for index in unknown if rows[index].match is not None]
+    conflicts = [index for index in unknown if rows[index].match is not None or rows[index].conflict]
+    if any(row.conflict and index > first_rejected for index, row in enumerate(rows)):
+        yield "the row of a conflict stands before every row that says rejected"
     if contract.request.provider_key is not None and not any(index < first_rejected for index in conflicts):
         yield "under a provider key a row for the provider's conflict answer says unknown, before every row that says rejected"
 
@@ -405,7 +520,7 @@ def _texts(contract: ToolContract) -> Iterator[str]:
 
 def _request(contract: ToolContract) -> Iterator[str]:
     request = contract.request
-    yield from (f"the request's {finding}" for finding in _address(contract, request.url, {"reference", "run", "marker"}))
+    yield from (f"the request's {finding}" for finding in _address(contract, request.url, set(_OUTSIDE_NAMES)))
     if request.driver == "client":
         yield "a contract that is loaded says how its request is sent; what only a caller carries out comes with the call"
     if request.deadline <= timedelta(0):
@@ -530,6 +645,7 @@ _RULES_OF_ALL: Mapping[str, Rule] = {
     "request": _request,
     "expressions": _expressions,
     "lookup": _lookup,
+    "cancel-first": _cancel_first,
     "webhook": _webhook,
 }
 _RULES_OF_WRITES: Mapping[str, Rule] = {
@@ -538,6 +654,9 @@ _RULES_OF_WRITES: Mapping[str, Rule] = {
     "key-fields": _key_fields,
     "receipt": _receipt,
     "recovery": _recovery,
+    "strategy": _strategy,
+    "object": _object,
+    "doubt": _doubt,
     "keys-and-markers": _keys_and_markers,
     "compensation": _compensation,
     "money": _money,

@@ -99,6 +99,7 @@ def read(contract: ToolContract, answer: WireAnswer) -> Reading:
         failure=None if succeeded else _failure(answer, body),
         stored_failure=answer.status >= 500 and _is_replayed(contract, answer),
         replayed=_is_replayed(contract, answer),
+        conflict=row is not None and row.conflict and outcome is Outcome.UNKNOWN,
     )
 
 
@@ -175,7 +176,7 @@ def _matching_row(rows: tuple[OutcomeRule, ...], answer: WireAnswer, body: Any) 
         try:
             if row.has is not None and _found(row.has, answer, body) is None:
                 continue
-            if row.match is not None and not _is_truthy(_found(row.match, answer, body)):
+            if row.match is not None and not is_truthy(_found(row.match, answer, body)):
                 continue
         except (jmespath.exceptions.JMESPathError, RecursionError):
             return None
@@ -183,7 +184,7 @@ def _matching_row(rows: tuple[OutcomeRule, ...], answer: WireAnswer, body: Any) 
     return None
 
 
-def _is_truthy(value: Any) -> bool:
+def is_truthy(value: Any) -> bool:
     """Truth as JMESPath has it: null, false and what is empty are false; zero is true."""
     return not (value is None or value is False or (isinstance(value, str | list | dict) and not value))
 

@@ -79,6 +79,7 @@ class Reading:
         amount_reported: the minor units the provider says it moved, where the contract moves money.
         currency_reported: the currency it says, in capitals.
         failure: what it said when it did not succeed.
+        conflict: it says that the identity is taken already; what is there must be read back.
         stored_failure: a failure that the provider merely replayed from its store; it proves nothing of this attempt.
         replayed: the provider says that it gave an answer it had stored, whatever that is.
     """
@@ -94,3 +95,4 @@ class Reading:
     failure: Failure | None
     stored_failure: bool
     replayed: bool = False
+    conflict: bool = False

@@ -86,6 +86,9 @@ class Metrics:
         attempts: attempts closed, per tool and outcome.
         lookups: look-ups made, per tool and what they found.
         breaker_openings: breakers that opened.
+        breakers_open: breakers that are open now, of all connections; every worker tells the same.
+        doubt_episodes: episodes that are open now, by attention; every worker tells the same.
+        doubts_waiting: doubts that wait for a person now, by attention; every worker tells the same.
         settle_retries: settlements that had to be sent to Postgres again.
         lapsed: leases that lapsed.
         epoch: the number of the ledger's epoch; it grows when the ledger has lost its tail.
@@ -116,6 +119,11 @@ class Metrics:
         self.attempts = counter("outbox_attempts", "Attempts closed.", "outcome")
         self.lookups = counter("outbox_lookups", "Look-ups about doubts.", "finding")
         self.breaker_openings = Counter("outbox_breaker_openings", "Breakers that opened.", registry=self.registry)
+        self.breakers_open = Gauge("outbox_breakers_open", "Breakers that are open.", registry=self.registry)
+        self.doubt_episodes = Gauge("outbox_doubt_episodes", "Open episodes of doubts.", ["attention"], registry=self.registry)
+        self.doubts_waiting = Gauge(
+            "outbox_doubts_waiting", "Doubts that wait for a person.", ["attention"], registry=self.registry
+        )
         self.refusals = Counter("outbox_refusals", "Requests refused without a record.", ["code"], registry=self.registry)
         self.settle_retries = Counter("outbox_settle_retries", "Settlements sent to Postgres again.", registry=self.registry)
         self.lapsed = Counter("outbox_leases_lapsed", "Leases that lapsed.", registry=self.registry)

@@ -10,6 +10,7 @@ list of effects is the truth against which everything else is compared.
 | `exchange.py` | the values: what was received, what is answered, what an effect is |
 | `form.py`, `json_body.py` | bytes of a body to fields |
 | `stripe.py`, `sendgrid.py`, `tickets.py`, `echo.py` | one provider each: what it accepts, what it makes, what it lists |
+| `strategies.py` | labels, records, messages and scheduled mails: each is recovered by another strategy |
 | `faults.py` | the faults that can be planned and the queue of them |
 | `records.py` | all SQL: effects, stored answers, received requests |
 | `server.py` | the path of one request, and the server itself |

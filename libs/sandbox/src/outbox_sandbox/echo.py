@@ -31,6 +31,7 @@ class Echo:
 
     name = "echo"
     keeps_keys = True
+    key_life_seconds = None
 
     def authenticate(self, received: Received) -> None:
         """Everybody may shout."""

@@ -31,6 +31,8 @@ class Received:
     headers: Mapping[str, str]
     """Names compare without regard to case."""
     body: bytes
+    at: float
+    """When it arrived, in seconds since the epoch."""
 
     @property
     def idempotency_key(self) -> str | None:
@@ -78,7 +80,7 @@ class Effect:
 
     id: str
     resource: str
-    """What kind of thing it is: refund, customer, mail, ticket, echo."""
+    """What kind of thing it is: refund, customer, mail, ticket, echo, label, record, message."""
     subject: str | None
     """What lists of this resource filter by: the payment intent, the email address, the marker."""
     amount: int | None
@@ -104,6 +106,10 @@ class Service(Protocol):
     """Idempotency keys of different services are apart."""
     keeps_keys: bool
     """Whether an `Idempotency-Key` on a POST means anything here."""
+
+    @property
+    def key_life_seconds(self) -> float | None:
+        """How long an answer is kept for its key; as long as the server says where it is None."""
 
     def authenticate(self, received: Received) -> None:
         """Raise `Refused` (401) for a caller without a usable credential."""

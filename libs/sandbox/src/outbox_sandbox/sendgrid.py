@@ -39,6 +39,7 @@ class SendGrid:
 
     name = "sendgrid"
     keeps_keys = False
+    key_life_seconds = None
 
     def authenticate(self, received: Received) -> None:
         """Any bearer key is good, except one that ends in `_expired`."""

@@ -25,6 +25,7 @@ from outbox_sandbox.form import MalformedForm
 from outbox_sandbox.form import decode as decode_query
 from outbox_sandbox.records import Records, StoredAnswer
 from outbox_sandbox.sendgrid import SendGrid
+from outbox_sandbox.strategies import LABELS, MAILS, MESSAGES, RECORDS, ClientRecords, Labels, Mails, Messages
 from outbox_sandbox.stripe import Stripe
 from outbox_sandbox.tickets import Tickets
 from outbox_sandbox.webhooks import Webhooks
@@ -37,6 +38,7 @@ SHUTDOWN_SECONDS_MAX = 1.0
 CONNECTIONS_WAITING_MAX = 1024
 
 STRIPE, SENDGRID, TICKETS, ECHO = Stripe(), SendGrid(), Tickets(), Echo()
+STRATEGIES: tuple[Service, ...] = (Labels(), ClientRecords(), Messages(), Mails())
 SERVICES: dict[str, Service] = {
     "/v1/refunds": STRIPE,
     "/v1/customers": STRIPE,
@@ -44,6 +46,7 @@ SERVICES: dict[str, Service] = {
     "/v3/mail": SENDGRID,
     "/v1/tickets": TICKETS,
     "/v1/echo": ECHO,
+    **dict(zip((LABELS, RECORDS, MESSAGES, MAILS), STRATEGIES, strict=True)),
 }
 """Which service answers for the paths at and below each of these."""
 
@@ -152,7 +155,12 @@ class Sandbox:
         except (ConnectionError, asyncio.IncompleteReadError, web.RequestPayloadError):
             complete = False
         received = Received(
-            method=request.method, path=request.path, query=request.rel_url.raw_query_string, headers=request.headers, body=body
+            method=request.method,
+            path=request.path,
+            query=request.rel_url.raw_query_string,
+            headers=request.headers,
+            body=body,
+            at=arrived,
         )
         request_id = f"req_{secrets.token_hex(10)}"
         self.records.open_request(
@@ -205,9 +213,8 @@ class Sandbox:
         if (service.name, key) in self._keys_in_use:
             message = "There is currently another in-progress request using this idempotency key; try again later."
             raise Refused(service.failure(409, "idempotency_key_in_use", message))
-        stored = self.records.stored_answer(
-            service=service.name, idempotency_key=key, created_from=self._clock() - self._key_life_seconds
-        )
+        life_seconds = self._key_life_seconds if service.key_life_seconds is None else service.key_life_seconds
+        stored = self.records.stored_answer(service=service.name, idempotency_key=key, created_from=self._clock() - life_seconds)
         if stored is not None and stored.fingerprint != fingerprint:
             message = "Keys for idempotent requests can only be used with the same parameters and path they were first used with."
             raise Refused(service.failure(400, "idempotency_mismatch", message))

@@ -68,6 +68,7 @@ class Stripe:
 
     name = "stripe"
     keeps_keys = True
+    key_life_seconds = None
 
     def authenticate(self, received: Received) -> None:
         """Any bearer key is good, except a live one (it has no business here) and one that ends in `_expired`."""

@@ -20,6 +20,7 @@ class Tickets:
 
     name = "tickets"
     keeps_keys = False
+    key_life_seconds = None
 
     def authenticate(self, received: Received) -> None:
         """Everybody may file a ticket."""

@@ -59,7 +59,7 @@ with waiting as materialized (
   where r.executor = 'gateway' and (
     r.state = 'reserved' and (r.last_attempt_outcome is distinct from 'deferred' or o.due_at <= now())
     or r.state = 'in_doubt' and r.guarantee_class = 'A' and r.recovery_step = 0 and o.due_at < 'infinity'
-      and not r.stored_failure and not r.late_write)
+      and not r.stored_failure and not r.late_write and not r.conflicted)
   order by r.organization_id, r.connection_id, r.state = 'reserved' desc, o.due_at
 ), tried as (
   update breakers b set trial_reservation_id = c.id, retry_at = now() + make_interval(secs => $1),

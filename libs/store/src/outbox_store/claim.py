@@ -205,7 +205,7 @@ with input as (
       ) then 'parked'
       when o.due_at > now() and l.executor = 'gateway' then 'not-due'
       when l.state = 'reserved' then 'claim'
-      when l.late_write or l.stored_failure or l.resends >= l.resends_max or l.tries >= $8 or l.not_after <= now() then 'no-resend'
+      when l.late_write or l.stored_failure or l.conflicted or l.resends >= l.resends_max or l.tries >= $8 or l.not_after <= now() then 'no-resend'
       when now() + make_interval(secs => l.resend_needs_seconds)
            < l.possible_send_at + make_interval(secs => l.resend_window_seconds) then 'claim'
       else 'no-resend'

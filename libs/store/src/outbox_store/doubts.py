@@ -120,6 +120,34 @@ class DoubtCount:
     absence_counts_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeCount:
+    """The doubts of one tool in an open episode that wait for a person.
+
+    Attributes:
+        attention: who is disturbed by the episode.
+        doubts: how many there were in it since it was opened, of all tools.
+        waiting: how many of this tool wait now.
+        oldest: since when the oldest of those is in doubt.
+        amount: the money at stake in them together, in minor units of `currency`.
+        owners: who looks after the tool.
+    """
+
+    id: UUID
+    connection: str
+    provider: str
+    tool: str
+    cause: str
+    attention: str
+    opened_at: datetime
+    doubts: int
+    waiting: int
+    oldest: datetime
+    currency: str | None
+    amount: int
+    owners: list[str]
+
+
 # Two statements, because one that waited for the lock would see the other tables as they were before it waited.
 LOCK = "select id from reservations where organization_id = $1 and id = $2 for update"
 STANDING = """
@@ -190,6 +218,23 @@ group by 1, 2, 3, 4, 5, 6, 7, 8, 9
 order by 1, 3, 5, 6, 7, 8, 9
 """
 
+EPISODES = f"""
+select e.id, d.connection, d.provider, d.tool, e.cause, e.attention, e.opened_at, e.doubts, count(*) as waiting, min(d.doubt_since) as oldest,
+  d.currency, coalesce(sum(d.amount), 0)::bigint as amount, array_agg(distinct d.owner) as owners
+from (
+  select r.organization_id, r.connection_id, coalesce(r.doubt_cause, '') as cause, r.tool, r.owner, r.doubt_since, r.amount, r.currency,
+    n.name as connection, n.provider
+  {_DOUBTS} and r.person_asked_at is not null
+) d
+join doubt_episodes e on (e.organization_id, e.connection_id, e.cause) = (d.organization_id, d.connection_id, d.cause) and e.closed_at is null
+group by e.organization_id, e.id, d.connection, d.provider, d.tool, d.currency
+order by e.opened_at, e.id, d.tool, d.currency
+"""  # noqa: S608 - a constant of this module
+
+MEASURE = """
+select attention, count(*) as episodes, sum(waiting)::bigint as waiting from doubt_episodes where closed_at is null group by attention
+"""
+
 RECHECK = """
 with input as (
   select * from unnest($2::uuid[]) with ordinality as i (id, place)
@@ -237,6 +282,17 @@ async def summary(connection: Connection, organization_id: UUID, environment_id:
     """How many doubts of each kind there are."""
     records = await connection.fetch(SUMMARY, organization_id, environment_id, *where.values())
     return [DoubtCount(**record) for record in records]
+
+
+async def episodes(connection: Connection, organization_id: UUID, environment_id: UUID, where: Where) -> list[EpisodeCount]:
+    """What people are asked about now, the oldest first; a row for each tool and currency of an episode."""
+    records = await connection.fetch(EPISODES, organization_id, environment_id, *where.values())
+    return [EpisodeCount(**record) for record in records]
+
+
+async def measure(connection: Connection) -> dict[str, tuple[int, int]]:
+    """How many episodes are open and how many doubts wait for a person in them, by attention, of all organizations."""
+    return {record["attention"]: (record["episodes"], record["waiting"]) for record in await connection.fetch(MEASURE)}
 
 
 async def recheck(

@@ -21,7 +21,9 @@ class Lookup:
         counts_in_seconds: until an absence counts, from `asked_at`; negative once it does.
         lookups: how many there were of this attempt, this one included.
         absences: how many of them found nothing and count.
-        late_write: no absence counts.
+        late_write, conflicted: no absence counts.
+        attempt_number, generation: what the marker and the provider key of the attempt are made of.
+        doubt_seconds: since the doubt began.
         sealed_credential, sealed_input: as in a claim; the input lives as long as the doubt.
         lineage_name: the caller's name of the lineage's root run.
     """
@@ -34,6 +36,10 @@ class Lookup:
     lookups: int
     absences: int
     late_write: bool
+    conflicted: bool
+    attempt_number: int
+    generation: int
+    doubt_seconds: float
     organization: str
     project: str
     environment: str
@@ -58,6 +64,9 @@ BEGIN = """
 with doubt as materialized (
   select r.* from reservations r join open_reservations o on (o.organization_id, o.reservation_id) = (r.organization_id, r.id)
   where (r.organization_id, r.id) = ($1, $2) and r.state = 'in_doubt' and r.last_attempt_id = $3 and o.due_at <= now()
+    and ($6::float8 is null or not r.late_write and now() < make_interval(secs => $6) + (
+      select a.claimed_at from attempts a
+      where (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id) and a.closed_by is distinct from 'epoch'))
   for update of r
 ), watched as (
   -- Asked again of the row itself: who waited for another worker's look-up finds it away.
@@ -71,6 +80,7 @@ with doubt as materialized (
 )
 select d.organization_id, d.id as reservation_id, d.last_attempt_id as attempt_id, now() as asked_at,
   extract(epoch from d.absence_counts_at - now())::float8 as counts_in_seconds, c.lookups, d.absences, d.late_write,
+  d.conflicted, d.attempts as attempt_number, d.generation, extract(epoch from now() - d.doubt_since)::float8 as doubt_seconds,
   (select name from organizations g where g.id = d.organization_id) as organization,
   (select name from projects p where (p.organization_id, p.id) = (d.organization_id, d.project_id)) as project,
   (select name from environments e where (e.organization_id, e.id) = (d.organization_id, d.environment_id)) as environment,
@@ -96,7 +106,14 @@ from doubt d where (o.organization_id, o.reservation_id) = (d.organization_id, d
 
 
 async def begin(
-    connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID, *, step: int, away_seconds: float
+    connection: Connection,
+    organization_id: UUID,
+    reservation_id: UUID,
+    attempt_id: UUID,
+    *,
+    step: int,
+    away_seconds: float,
+    cancel_within_seconds: float | None = None,
 ) -> Lookup | None:
     """Take a due doubt up for one look-up about its newest attempt.
 
@@ -104,11 +121,14 @@ async def begin(
         attempt_id: the newest attempt as the sweep saw it.
         step: the place of the look-up in the contract's recovery list.
         away_seconds: when it is due again, should this worker be heard of no more.
+        cancel_within_seconds: it calls the attempt off, which may be begun so long after the attempt; None: it only asks.
 
     Returns:
-        The look-up, or None where the doubt has moved on or another worker asks.
+        The look-up, or None where the doubt has moved on, another worker asks, or it is too late to call anything off.
     """
-    record = await connection.fetchrow(BEGIN, organization_id, reservation_id, attempt_id, step, away_seconds)
+    record = await connection.fetchrow(
+        BEGIN, organization_id, reservation_id, attempt_id, step, away_seconds, cancel_within_seconds
+    )
     return None if record is None else Lookup(**dict(record))
 
 

@@ -41,13 +41,15 @@ class Resolution:
         sealed_result: the contract's projection, sealed, where the look-up gave it.
         said_by: the actor chain of the person; the reservation's own for look-ups and webhooks.
         reason: our own words or the person's.
+        cancel_within_seconds: a confirmed cancellation counts so long after its attempt began, whatever `absence_counts_at` says:
+            nothing can have come of it by then, and nothing will.
     """
 
     organization_id: UUID
     reservation_id: UUID
     attempt_id: UUID | None
     happened: bool
-    by: Literal["lookup", "webhook", "person"]
+    by: Literal["lookup", "cancellation", "webhook", "person"]
     asked_at: datetime | None
     absences_needed: int
     then: Literal["resend", "fail"]
@@ -60,6 +62,7 @@ class Resolution:
     sealed_result: bytes | None
     said_by: list[str] | None
     reason: str
+    cancel_within_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Happened comes with a reference, absent without one."""
@@ -69,7 +72,10 @@ class Resolution:
     @property
     def confidence(self) -> Confidence:
         """What a receipt of it is worth."""
-        return {"lookup": Confidence.BY_LOOKUP, "webhook": Confidence.BY_WEBHOOK, "person": Confidence.ASSERTED}[self.by]
+        by_lookup = Confidence.BY_LOOKUP
+        return {"lookup": by_lookup, "cancellation": by_lookup, "webhook": Confidence.BY_WEBHOOK, "person": Confidence.ASSERTED}[
+            self.by
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,17 +99,18 @@ RESOLVE = """
 with input as (
   select * from unnest(
     $1::uuid[], $2::uuid[], $3::uuid[], $4::bool[], $5::text[], $6::timestamptz[], $7::int[], $8::text[], $9::float8[], $10::uuid[],
-    $11::text[], $12::text[], $13::text[], $14::text[], $15::bytea[], $16::text[], $17::text[], $18::text[]
+    $11::text[], $12::text[], $13::text[], $14::text[], $15::bytea[], $16::text[], $17::text[], $18::text[], $20::float8[]
   ) with ordinality as i (
     organization_id, id, attempt_id, happened, said_how, asked_at, absences_needed, after_absence, again_seconds, receipt_id,
-    provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, place
+    provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, cancel_within_seconds, place
   )
 ), server as materialized (
   select (pg_postmaster_start_time(), ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
     in (select s.started_at, s.timeline from instances s) as verified
 ), locked as materialized (
   select r.*, i.attempt_id, i.happened, i.said_how, i.asked_at, i.absences_needed, i.after_absence, i.again_seconds, i.receipt_id, i.provider,
-    i.receipt_reference, i.provider_request_id, i.evidence, i.sealed_result, i.said_by, i.reason, i.confidence, i.place
+    i.receipt_reference, i.provider_request_id, i.evidence, i.sealed_result, i.said_by, i.reason, i.confidence,
+    i.cancel_within_seconds, i.place
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
@@ -117,8 +124,15 @@ with input as (
       when l.happened and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'known'
       when l.happened then 'contradiction'
       when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then 'stale'
-      when coalesce(l.asked_at, now()) < l.absence_counts_at or not s.verified then 'too-early'
-      when l.said_how = 'lookup' and l.late_write then 'stale'
+      when l.said_how = 'cancellation' and (l.late_write or not exists (
+        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
+          and now() < a.claimed_at + make_interval(secs => l.cancel_within_seconds)
+          and a.closed_by is distinct from 'epoch'
+      )) then 'stale'
+      when not s.verified then 'too-early'
+      when l.said_how = 'cancellation' then 'settled'
+      when coalesce(l.asked_at, now()) < l.absence_counts_at then 'too-early'
+      when l.said_how = 'lookup' and (l.late_write or l.conflicted) then 'stale'
       when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'
       when l.absences + 1 < l.absences_needed then 'noted'
       else 'settled'
@@ -256,8 +270,9 @@ async def _resolve(connection: Connection, rows: Sequence[Resolution], tries_max
             [row.reason for row in batch],
             [row.confidence.value for row in batch],
         ]
+        cancel_within = [row.cancel_within_seconds for row in batch]
         again = []
-        for place, record in zip(waiting, await connection.fetch(RESOLVE, *arguments, tries_max), strict=True):
+        for place, record in zip(waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within), strict=True):
             if record["verdict"] == "again":
                 again.append(place)
             else:

@@ -50,6 +50,7 @@ class Settlement:
         outcome: of this attempt alone.
         stored: the provider keeps this refusal under the provider key.
         stored_failure: the answer was a replayed stored failure, which proves nothing.
+        conflict: the answer said that the identity is taken; it would be said again, so nothing is sent again.
         late_write: the last byte left after `send_by` and the pause allowance; with an unknown outcome nothing is sent again and
             nobody is asked again by itself, also when the attempt was closed before this was known.
         settle_seconds: the contract's settle time; absences count from the end of the lease plus this.
@@ -69,6 +70,7 @@ class Settlement:
     reason: str
     stored: bool = False
     stored_failure: bool = False
+    conflict: bool = False
     late_write: bool = False
     settle_seconds: float
     again_seconds: float
@@ -109,17 +111,17 @@ with input as (
   select * from unnest(
     $1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::text[], $6::text[], $7::bool[], $8::bool[], $9::bool[],
     $10::float8[], $11::float8[], $12::float8[], $13::int[], $14::text[], $15::bytea[], $16::float8[], $17::text[], $18::text[],
-    $19::uuid[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[], $27::float8[]
+    $19::uuid[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[], $27::float8[], $28::bool[]
   ) with ordinality as i (
     organization_id, id, attempt_id, attempt_epoch, outcome, reason, stored_now, stored_failure_now, late_write_now,
     settle_seconds, again_seconds, recover_seconds, status_now, code_now, sealed_failure, provider_seconds, provider_key, variance,
-    receipt_id, provider, receipt_reference, confidence, evidence, provider_request_id, sealed_result, late_recover_seconds, place
+    receipt_id, provider, receipt_reference, confidence, evidence, provider_request_id, sealed_result, late_recover_seconds, conflict_now, place
   )
 ), locked as materialized (
   select r.*, i.attempt_id, i.attempt_epoch, i.outcome, i.reason, i.stored_now, i.stored_failure_now, i.late_write_now,
     i.settle_seconds, i.again_seconds, i.recover_seconds, i.status_now, i.code_now, i.sealed_failure, i.provider_seconds, i.provider_key,
     i.variance, i.receipt_id, i.provider, i.receipt_reference, i.confidence, i.evidence, i.provider_request_id, i.sealed_result, i.place,
-    i.late_recover_seconds, r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current
+    i.late_recover_seconds, i.conflict_now, r.state = 'executing' and r.open_attempt_id = i.attempt_id and r.epoch = i.attempt_epoch as current
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
@@ -207,6 +209,7 @@ with input as (
     end,
     late_write = r.late_write or (j.late_write_now and j.outcome = 'unknown'),
     stored_failure = r.stored_failure or j.stored_failure_now,
+    conflicted = r.conflicted or j.conflict_now,
     refusal_stored = j.next_state = 'failed' and j.stored_now,
     external_reference = j.receipt_reference,
     -- An attempt that the ledger has lost is not there to be named; the one that stands for it is.
@@ -401,6 +404,7 @@ async def _settle(connection: Connection, rows: Sequence[Settlement], tries_max:
             *_arguments([rows[place] for place in waiting]),
             tries_max,
             [rows[place].late_recover_seconds for place in waiting],
+            [rows[place].conflict for place in waiting],
         )
         again = []
         for place, record in zip(waiting, records, strict=True):

@@ -19,6 +19,9 @@ class Due:
         lapsed: its attempt is open and the lease is over.
         last_attempt_id: the newest attempt, open or closed.
         last_status: what the provider answered to it; None without an answer.
+        sent_seconds_ago: since it may have been sent; for ever, where a loss of the ledger's tail leaves that open.
+        conflicted: the provider said that the identity is taken.
+        doubt_seconds: since the doubt began.
         executor: who carries it out. Of a client's only the time is kept here: its leases lapse, and what is late is withdrawn or left
             to a person.
         not_after_seconds: until nothing of it is sent any more; negative once that has passed.
@@ -35,6 +38,9 @@ class Due:
     lapsed: bool
     last_attempt_id: UUID | None
     last_status: int | None
+    sent_seconds_ago: float | None
+    conflicted: bool
+    doubt_seconds: float | None
     resends: int
     recovery_step: int
     stored_failure: bool
@@ -50,6 +56,8 @@ DUE = """
 select o.organization_id, o.reservation_id, r.connection_id, r.state, r.tool, r.contract_version, r.open_attempt_id as attempt_id,
   coalesce(a.lease_until <= now(), false) as lapsed, r.last_attempt_id,
   (select l.provider_status from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as last_status,
+  (select case l.closed_by when 'epoch' then 'infinity' else extract(epoch from now() - l.claimed_at)::float8 end
+    from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as sent_seconds_ago, r.conflicted, extract(epoch from now() - r.doubt_since)::float8 as doubt_seconds,
   r.resends, r.recovery_step, r.stored_failure, r.late_write, r.executor, extract(epoch from r.not_after - now())::float8 as not_after_seconds,
   exists (select from breakers b where b.organization_id = r.organization_id and b.closed_at is null and b.trial_reservation_id = r.id) as trial,
   extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
@@ -145,6 +153,12 @@ delete from sealed_results where (organization_id, reservation_id, kind) in (
 """
 
 
+FORGET_QUIET = """
+delete from open_objects where (organization_id, connection_id, object_key) in (
+  select organization_id, connection_id, object_key from open_objects where quiet_at <= now() limit $1 for update skip locked)
+"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lapse:
     """An open attempt whose lease is over.
@@ -225,3 +239,12 @@ async def erase_expired(connection: Connection, *, limit: int) -> int:
         How many were erased; `limit` means there may be more.
     """
     return int((await connection.execute(ERASE, limit)).split()[-1])
+
+
+async def forget_quiet_objects(connection: Connection, *, limit: int) -> None:
+    """Forget objects of closed operations whose requests cannot arrive any more; the next operation would take them over anyway.
+
+    Args:
+        limit: at most so many.
+    """
+    await connection.execute(FORGET_QUIET, limit)

@@ -748,6 +748,18 @@ def _doubt_schemas() -> Document:
         "absence_counts": count,
         "absence_counts_at": _TIME,
     }
+    episode: Document = {
+        "id": _UUID,
+        **{name: _TEXT for name in ("connection", "cause")},
+        "attention": {"enum": ["page", "queue", "none"]},
+        "owners": _list(_TEXT),
+        "tools": _list(_TEXT),
+        "opened_at": _TIME,
+        "waiting": count,
+        "doubts": count,
+        "oldest": _TIME,
+        "amounts": money,
+    }
     batch: Document = {
         "where": _closed(_where(), required=()),
         "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
@@ -779,7 +791,14 @@ def _doubt_schemas() -> Document:
     assert {*batch, "rate_per_second"} == {*doubts.RECHECK_MEMBERS}, "the document names the members that are read"
     return {
         "DoubtAnswer": _closed(single, required=("as", "reason", "evidence")),
-        "DoubtSummary": _closed(sums | {"groups": _list(_closed(group, required=tuple(group)))}, required=(*sums, "groups")),
+        "DoubtSummary": _closed(
+            sums
+            | {
+                "groups": _list(_closed(group, required=tuple(group))),
+                "episodes": _list(_closed(episode, required=tuple(episode))),
+            },
+            required=(*sums, "groups", "episodes"),
+        ),
         "DoubtBatch": _closed(batch | answered, required=("as", "reason", "expect")),
         "DoubtRecheck": _closed(batch | {"rate_per_second": rate}, required=("reason", "expect")),
         "DoubtBatchDone": _closed(totals | {"items": _list(done)}, required=(*totals, "items")),

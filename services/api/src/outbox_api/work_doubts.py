@@ -6,7 +6,7 @@ done.
 Source: `interfaces.md` section 3.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
@@ -21,7 +21,7 @@ from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import NOT_NOW, Pool, acquire
 from outbox_store import doubts
-from outbox_store.doubts import DoubtCount, DoubtView, Where
+from outbox_store.doubts import DoubtCount, DoubtView, EpisodeCount, Where
 
 AT_ONCE_MAX = 1_000
 """How many doubts one request answers; more are narrowed down or answered in several requests."""
@@ -97,6 +97,7 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
     key.require(Capability.READ_ALL)
     async with acquire(pool) as connection:
         found = await doubts.summary(connection, key.organization_id, key.environment_id, narrowed(key, where))
+        waiting = await doubts.episodes(connection, key.organization_id, key.environment_id, narrowed(key, where))
     counts = [count for count in found if key.reaches(count.tool, count.provider)]
     groups: dict[tuple[str, str, str, str], list[DoubtCount]] = {}
     for count in counts:
@@ -116,19 +117,47 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
                 "absence_counts_at": max(count.absence_counts_at for count in alike),
             }
         )
-    return {**_sums(counts), "groups": documents}
+    episodes = _episodes([count for count in waiting if key.reaches(count.tool, count.provider)])
+    return {**_sums(counts), "groups": documents, "episodes": episodes}
 
 
-def _sums(counts: list[DoubtCount]) -> dict[str, object]:
+def _episodes(counts: list[EpisodeCount]) -> list[dict[str, object]]:
+    """What people are asked about, once for all doubts of a connection and cause that wait for them."""
+    together: dict[UUID, list[EpisodeCount]] = {}
+    for count in counts:
+        together.setdefault(count.id, []).append(count)
+    return [
+        {
+            "id": id,
+            "connection": alike[0].connection,
+            "cause": alike[0].cause,
+            "attention": alike[0].attention,
+            "owners": sorted({owner for count in alike for owner in count.owners}),
+            "tools": sorted({count.tool for count in alike}),
+            "opened_at": alike[0].opened_at,
+            "waiting": sum(count.waiting for count in alike),
+            "doubts": alike[0].doubts,
+            "oldest": min(count.oldest for count in alike),
+            "amounts": _amounts(alike),
+        }
+        for id, alike in together.items()
+    ]
+
+
+def _amounts(counts: Sequence[DoubtCount | EpisodeCount]) -> list[dict[str, object]]:
     money: dict[str, int] = {}
     for count in counts:
         if count.currency is not None:
             money[count.currency] = money.get(count.currency, 0) + count.amount
+    return [{"value": value, "currency": currency} for currency, value in sorted(money.items())]
+
+
+def _sums(counts: list[DoubtCount]) -> dict[str, object]:
     return {
         "count": sum(count.count for count in counts),
         "needs_person": sum(count.count for count in counts if count.needs_person),
         "oldest": min((count.oldest for count in counts), default=None),
-        "amounts": [{"value": value, "currency": currency} for currency, value in sorted(money.items())],
+        "amounts": _amounts(counts),
     }
 
 

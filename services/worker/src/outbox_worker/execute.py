@@ -167,7 +167,8 @@ async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) ->
     stored = keys.open_input(attempt.reservation_id, attempt.sealed_input)
     secret = keys.secrets.provider_key_secret
     key = provider_key_of(attempt, secret, attempt.generation) if contract.request.provider_key else None
-    planted = marker_of(attempt, secret) if contract.request.marker else None
+    of_attempt = attempt.number if contract.marks_attempts else None
+    planted = marker_of(attempt, secret, of_attempt) if contract.request.marker else None
     wire = build_request(
         contract,
         base_url=attempt.base_url,

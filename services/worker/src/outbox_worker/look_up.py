@@ -2,11 +2,14 @@
 
 *It is there* settles the doubt at any time, with the receipt that the contract takes from what was found. *It is absent*
 counts only when it was asked after `absence_counts_at`, so many times, about the newest attempt (`outbox_store.resolve`).
+A cancellation that was confirmed in time says of its attempt that nothing will come of it. What stands under our identity and is
+not what was asked for is somebody else's effect: a person decides.
 Everything else proves nothing and is asked again. Addresses of look-ups may carry what is personal: they are in no log and in
 no trace.
 """
 
 import time
+from dataclasses import dataclass, replace
 
 import structlog
 from opentelemetry import trace
@@ -14,15 +17,16 @@ from opentelemetry import trace
 from outbox_domain import money
 from outbox_domain.contract import LookupRule, ToolContract
 from outbox_domain.errors import OutboxError
-from outbox_domain.recovery import LOOKUPS_MAX, between_absences_seconds, look_again_seconds
+from outbox_domain.recovery import LOOKUPS_MAX, between_absences_seconds, is_over, look_again_seconds
 from outbox_domain.reservation import State
-from outbox_domain.wire_names import marker_of
+from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_providers.driver import build_lookup, read_lookup
 from outbox_providers.lookup import Finding
 from outbox_providers.reading import Projection
 from outbox_providers.wire import WireRequest
 from outbox_runtime.postgres import acquire
 from outbox_runtime.telemetry import context_of, traceparent_of
+from outbox_runtime.vault import StoredInput
 from outbox_store import lookups
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
@@ -62,6 +66,7 @@ async def look_up(worker: Worker, contract: ToolContract, rule: LookupRule, row:
             row.last_attempt_id,
             step=step,
             away_seconds=deadline_seconds + AWAY_MARGIN_SECONDS,
+            cancel_within_seconds=rule.cancel_within.total_seconds() if rule.cancels else None,
         )
     if lookup is None:
         return
@@ -89,13 +94,13 @@ async def _ask(
     worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup, deadline_seconds: float, traceparent: str | None
 ) -> Finding:
     try:
-        marker, wire = await _question(worker, contract, rule, lookup)
+        question = await _question(worker, contract, rule, lookup)
     except (LookupError, ValueError, OutboxError) as error:
         # The text of an exception may carry what the caller sent.
         log.error("lookup-not-written", reservation_id=str(lookup.reservation_id), error=type(error).__name__)
         return Finding(says="unusable", reason="look-up not written")
     sent = await worker.transport.send(
-        wire,
+        question.wire,
         connection=Egress(base_url=lookup.base_url, allow_private=lookup.allow_private),
         deadline_seconds=deadline_seconds,
         send_by=time.monotonic() + deadline_seconds,
@@ -105,15 +110,36 @@ async def _ask(
     )
     if sent.answer is None:
         return Finding(says="unanswered", reason=sent.reason)
-    return read_lookup(contract, rule, sent.answer, marker=marker)
+    return read_lookup(
+        contract,
+        rule,
+        sent.answer,
+        marker=question.marker,
+        provider_key=question.provider_key,
+        bound=question.stored.input,
+        names=question.stored.names,
+    )
 
 
-async def _question(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup) -> tuple[str, WireRequest]:
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A look-up that is ready to leave, and what its answer is compared with."""
+
+    wire: WireRequest
+    marker: str | None
+    provider_key: str | None
+    stored: StoredInput
+
+
+async def _question(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup) -> _Question:
     keys = await worker.keyring.of(lookup.organization_id)
     if lookup.sealed_input is None:
         raise LookupError("the sealed input is gone")
     stored = keys.open_input(lookup.reservation_id, lookup.sealed_input)
-    marker = marker_of(lookup, keys.secrets.provider_key_secret)
+    secret = keys.secrets.provider_key_secret
+    of_attempt = lookup.attempt_number if contract.marks_attempts else None
+    marker = marker_of(lookup, secret, of_attempt) if contract.request.marker else None
+    provider_key = provider_key_of(lookup, secret, lookup.generation) if contract.request.provider_key else None
     wire = build_lookup(
         contract,
         rule,
@@ -123,8 +149,9 @@ async def _question(worker: Worker, contract: ToolContract, rule: LookupRule, lo
         bound=stored.input,
         names=stored.names,
         marker=marker,
+        provider_key=provider_key,
     )
-    return marker, wire
+    return _Question(wire=wire, marker=marker, provider_key=provider_key, stored=stored)
 
 
 async def _conclude(
@@ -136,12 +163,27 @@ async def _conclude(
         # Two effects of one marker: nobody but a person can say which of them stays.
         evidence: dict[str, object] = {"by": "lookup", "reason": "several effects", "references": list(finding.references)}
         await _ask_a_person(worker, contract, lookup, evidence)
-    elif finding.says == "absent" and not lookup.late_write:
+    elif finding.says == "different":
+        evidence = {
+            "by": "lookup",
+            "reason": "another effect under this identity",
+            "references": list(finding.references),
+            "fields": list(finding.fields),
+        }
+        await _ask_a_person(worker, contract, lookup, evidence)
+    elif finding.says == "cancelled":
+        resolved = await _resolve(worker, _cancelled(worker, contract, rule, lookup, finding))
+        if resolved is None or resolved.verdict in ("stale", "too-early"):
+            await _again(worker, lookup)
+    elif finding.says in ("absent", "unusable") and is_over(rule, lookup.doubt_seconds):
+        evidence = {"by": "lookup", "reason": f"looked up for as long as the contract says: {finding.reason}"}
+        await _ask_a_person(worker, contract, lookup, evidence)
+    elif finding.says == "absent" and not lookup.late_write and not lookup.conflicted:
         resolved = await _resolve(worker, _absent(worker, contract, rule, lookup, finding))
         if resolved is None or resolved.verdict == "too-early":
             await _again(worker, lookup)
     elif finding.says == "absent" and (lookup.counts_in_seconds or 0) <= 0:
-        # A request left late: it may still arrive, so that an absence proves nothing, today or tomorrow.
+        # A request left late, and may still arrive; or the provider said that the identity is taken. An absence proves nothing.
         await _ask_a_person(worker, contract, lookup, None)
     elif finding.says == "unusable" and lookup.lookups >= LOOKUPS_MAX:
         evidence = {"by": "lookup", "reason": f"no usable answer: {finding.reason}"}
@@ -221,6 +263,19 @@ def _absent(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lo
         sealed_result=None,
         said_by=None,
         reason="absent by look-up",
+    )
+
+
+def _cancelled(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup, finding: Finding) -> Resolution:
+    absent = _absent(worker, contract, rule, lookup, finding)
+    return replace(
+        absent,
+        by="cancellation",
+        absences_needed=1,
+        again_seconds=0.0,
+        evidence=[{"kind": "cancellation", "detail": finding.reason}],
+        reason="called off before it was due",
+        cancel_within_seconds=rule.cancel_within.total_seconds(),
     )
 
 

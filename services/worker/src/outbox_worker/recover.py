@@ -133,6 +133,9 @@ async def recover(worker: Worker, row: Due) -> Literal["resent", "looked-up", "l
         stored_failure=row.stored_failure,
         late_write=row.late_write,
         unreachable=row.last_status is None or row.last_status >= 500,
+        conflicted=row.conflicted,
+        age_seconds=row.doubt_seconds or 0.0,
+        sent_seconds_ago=row.sent_seconds_ago,
     )
     while (way := next_way(contract, doubt)) is not None:
         step, rule = way
@@ -172,7 +175,7 @@ async def _send_again(worker: Worker, contract: ToolContract, rule: ResendRule, 
 
 async def _meanwhile(worker: Worker, contract: ToolContract, row: Due) -> Literal["looked-up", "left"]:
     """The breaker is open: resends wait, look-ups go on."""
-    if contract.lookup is not None:
+    if contract.lookup is not None and not contract.lookup.cancels:
         await look_up(worker, contract, contract.lookup, row, step=row.recovery_step)
         return "looked-up"
     async with acquire(worker.pool) as connection:

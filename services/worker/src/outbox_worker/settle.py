@@ -114,6 +114,7 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
     reading = came.reading
     failure = reading.failure if reading is not None else None
     stored_failure = reading is not None and reading.stored_failure
+    conflict = reading is not None and reading.conflict
     again_seconds = back_off_seconds(attempt.tries)
     if reading is not None and reading.retry_after_seconds is not None:
         again_seconds = max(again_seconds, reading.retry_after_seconds)
@@ -126,6 +127,7 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
             resends=attempt.resends - given_back,
             tries=attempt.tries + given_back,
             stored_failure=stored_failure,
+            conflicted=conflict,
             late_write=False,
             unreachable=unreachable,
         )
@@ -142,6 +144,7 @@ def _settlement(worker: Worker, attempt: Claimed, contract: ToolContract | None,
         reason=came.reason,
         stored=reading is not None and reading.stored,
         stored_failure=stored_failure,
+        conflict=conflict,
         late_write=came.late_write,
         settle_seconds=UNREADABLE_SETTLE_SECONDS if contract is None else settle_seconds(contract),
         again_seconds=again_seconds,

@@ -15,12 +15,14 @@ from uuid import UUID
 
 import structlog
 
+from outbox_domain.recovery import pace_seconds
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import NOT_NOW, acquire
-from outbox_store.breakers import trials
+from outbox_store.breakers import count_open, trials
 from outbox_store.claim import Claim
-from outbox_store.connection import Connection
-from outbox_store.sweep import Due, due, erase_expired, postpone_all
+from outbox_store.doubts import measure
+from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all
+from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, leave_to_clients, recover
 from outbox_worker.worker import Worker
@@ -40,8 +42,14 @@ RECOVERIES_PER_SECOND = 10.0
 RECOVERIES_PER_LOOK = 10
 """Recovery of one connection is paced: so many doubts at once, the others one after the other."""
 
+PACE_MOST_SECONDS = 60.0
+"""The slowest pace that a contract may state (its linter says so): what was taken up longer ago holds nobody up."""
+
 TRIAL_SECONDS = 60.0
 """How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
+
+MEASURE_EVERY_SECONDS = 5.0
+ATTENTIONS = ("page", "queue", "none")
 
 ERASE_EVERY_SECONDS = 60.0
 ERASE_BATCH = 1000
@@ -59,6 +67,7 @@ class Sweep:
         self._kick = asyncio.Event()
         self._turned_away = False
         self._draining = False
+        self._taken_up: dict[tuple[UUID, UUID], float] = {}
         worker.epoch.when_verified(self._kick.set)
 
     @property
@@ -90,11 +99,14 @@ class Sweep:
         Args:
             stop: set when the process is asked to end; from then on nothing is claimed.
         """
-        erase_at = 0.0
+        erase_at = measure_at = 0.0
         loop = asyncio.get_running_loop()
         while not stop.is_set():
             try:
                 await self._look()
+                if loop.time() >= measure_at:
+                    measure_at = loop.time() + MEASURE_EVERY_SECONDS
+                    await self._measure()
                 if loop.time() >= erase_at:
                     erase_at = loop.time() + ERASE_EVERY_SECONDS
                     await self._erase()
@@ -115,7 +127,7 @@ class Sweep:
             for trial in await trials(connection, trial_seconds=TRIAL_SECONDS):
                 log.info("breaker-trial", connection_id=str(trial.connection_id), reservation_id=str(trial.reservation_id))
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
-            rows = await self._paced(connection, found)
+        rows = await self._paced(found)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
         if clients := [row for row in rows if row.executor == "client" and not row.lapsed]:
             await leave_to_clients(self._worker, clients)
@@ -138,13 +150,27 @@ class Sweep:
                 self._connections[row.reservation_id] = row.connection_id
                 sends[row.connection_id] += 1
 
-    async def _paced(self, connection: Connection, rows: list[Due]) -> list[Due]:
+    async def _paced(self, rows: list[Due]) -> list[Due]:
         """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
         counts: Counter[tuple[UUID, UUID]] = Counter()
+        turns: dict[tuple[UUID, UUID], float] = {}
+        clock = asyncio.get_running_loop().time()
+        self._taken_up = {of: at for of, at in self._taken_up.items() if clock - at < PACE_MOST_SECONDS}
         now, later = [], []
         for row in rows:
+            if row.state is State.IN_DOUBT and row.reservation_id in self._running:
+                continue  # It is under way here; another time for it would take it out of its own hands.
             if row.state is State.IN_DOUBT and row.executor == "gateway" and not row.trial:
                 of = (row.organization_id, row.connection_id)
+                if (pace := await self._pace_of(row)) is not None:
+                    turn = turns.get(of, max(clock, self._taken_up.get(of, clock - pace) + pace))
+                    turns[of] = turn + pace
+                    if turn > clock:
+                        later.append((row.organization_id, row.reservation_id, turn - clock))
+                        continue
+                    self._taken_up[of] = clock
+                    now.append(row)
+                    continue
                 counts[of] += 1
                 if counts[of] > RECOVERIES_PER_LOOK:
                     after = (counts[of] - RECOVERIES_PER_LOOK) / RECOVERIES_PER_SECOND
@@ -152,9 +178,18 @@ class Sweep:
                     continue
             now.append(row)
         if later:
-            await postpone_all(connection, later)
+            async with acquire(self._worker.pool) as connection:
+                await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
         return now
+
+    async def _pace_of(self, row: Due) -> float | None:
+        """Seconds between two doubts of a connection, where the contract of this one says so."""
+        try:
+            contract = await self._worker.contracts.of(row.organization_id, row.tool, row.contract_version)
+        except ContractUnreadable:
+            return None
+        return pace_seconds(contract, row.recovery_step)
 
     async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
         worker = self._worker
@@ -218,8 +253,20 @@ class Sweep:
                 async with asyncio.timeout(self._worker.settings.send_by_seconds):
                     await asyncio.gather(*pending, return_exceptions=True)
 
+    async def _measure(self) -> None:
+        """What alerts are made of: it is in Postgres, so that a restart of a worker does not hide it."""
+        metrics = self._worker.metrics
+        async with acquire(self._worker.pool) as connection:
+            found = await measure(connection)
+            metrics.breakers_open.set(await count_open(connection))
+        for attention in ATTENTIONS:
+            episodes, waiting = found.get(attention, (0, 0))
+            metrics.doubt_episodes.labels(attention=attention).set(episodes)
+            metrics.doubts_waiting.labels(attention=attention).set(waiting)
+
     async def _erase(self) -> None:
         async with acquire(self._worker.pool) as connection:
             erased = await erase_expired(connection, limit=ERASE_BATCH)
+            await forget_quiet_objects(connection, limit=ERASE_BATCH)
         if erased:
             log.info("expired-texts-erased", count=erased)

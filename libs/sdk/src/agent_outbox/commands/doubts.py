@@ -94,6 +94,9 @@ def doubts(ctx: click.Context, url: str | None, key: str | None, where: dict[str
         return
     console.print(_table(summary["groups"]))
     at_stake = _amounts(summary["amounts"]) or "no money"
+    # A gateway before episodes were told says nothing of them.
+    for episode in summary.get("episodes", []):
+        console.print(_episode(episode))
     console.print(f"{summary['count']} in doubt, {summary['needs_person']} need a person; at stake {at_stake}.")
 
 
@@ -250,6 +253,17 @@ def _table(groups: list[dict[str, Any]]) -> Table:
             str(group["needs_person"]),
         )
     return table
+
+
+def _episode(episode: dict[str, Any]) -> str:
+    """What people are asked about, in a line: who, what, how many, since when."""
+    who = ", ".join(episode["owners"])
+    money_at_stake = _amounts(episode["amounts"])
+    parts = [
+        f"{episode['attention'].upper()} {who}: {episode['waiting']} on {episode['connection']} wait for a person",
+        f"({episode['cause']}; {', '.join(episode['tools'])}; the oldest {ago(episode['oldest'])}",
+    ]
+    return " ".join(parts) + (f"; at stake {money_at_stake})" if money_at_stake else ")")
 
 
 def _at(at: str | None) -> str:
