@@ -398,26 +398,3 @@ async def test_another_server(stoppable_postgres: StoppablePostgres, tmp_path: P
         epoch = await story.until_epoch(2)
         assert epoch["cause"] == "another system identifier"
         await story.new()
-
-
-@pytest.mark.parametrize("tool", [REFUND, "sandbox.echo"])
-async def test_a_lost_second_generation(stoppable_postgres: StoppablePostgres, tmp_path: Path, tool: str) -> None:
-    """A stored refusal and the effect that came after it are lost: the marker finds the effect, or the next call presents its key."""
-    async with telling(stoppable_postgres, tmp_path) as story:
-        refused = await story.ground.faulty(tool, "reject-402")
-        await story.ground.until_state(refused, "failed")
-        done = await story.ground.reserve(tool, token=token_of(refused))
-        assert (await story.ground.until_state(done, "succeeded"))["generation"] == 1
-        await lose_rows(story, refused, done)
-        await story.until_epoch(2)
-        again = await story.ground.reserve(tool, token=token_of(refused))
-        if tool == REFUND:
-            found = await story.ground.until_state(again, "succeeded")
-            assert found["confidence"] == "confirmed-by-lookup"
-        else:
-            await story.ground.until_state(again, "failed")
-            again = await story.ground.reserve(tool, token=token_of(refused))
-            found = await story.ground.until_state(again, "succeeded")
-            assert (found["generation"], found["confidence"]) == (1, "confirmed")
-        await story.one_effect_each(again)
-        await assert_invariants(story.ground.scene.database.superuser_url)

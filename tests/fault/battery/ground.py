@@ -59,6 +59,7 @@ def quick(
     settle: timedelta = SETTLE,
     within: timedelta | None = None,
     resends: int | None = None,
+    margin: timedelta | None = None,
     **changes: Any,
 ) -> ToolContract:
     """A shipped contract with short times.
@@ -68,6 +69,7 @@ def quick(
         settle: of its look-up.
         within: the window of its resends, the contract's own unless given.
         resends: how many there may be, the contract's own number unless given.
+        margin: of the window, the contract's own unless given.
         changes: of further members.
     """
     recovery: list[Any] = []
@@ -75,7 +77,15 @@ def quick(
         if isinstance(rule, LookupRule):
             recovery.append(rule.model_copy(update={"settle": settle}))
         elif isinstance(rule, ResendRule):
-            recovery.append(rule.model_copy(update={"within": within or rule.within, "times": resends or rule.times}))
+            recovery.append(
+                rule.model_copy(
+                    update={
+                        "within": within or rule.within,
+                        "times": resends or rule.times,
+                        "margin": rule.margin if margin is None else margin,
+                    }
+                )
+            )
         else:
             recovery.append(rule)
     request = contract.request.model_copy(update={"deadline": DEADLINE})
@@ -308,7 +318,7 @@ async def make_tenant(ground: Ground, provider_of_all: str, *, number: int, **co
     names: dict[str, list[str]] = {}
     webhooks: dict[str, Webhook] = {}
     # Checked before the connection is opened: a contract that the linter refuses would test nothing.
-    refused = [problem for one in contracts if contract_changes.get("settle") != timedelta(0) for problem in lint(one)]
+    refused = [problem for one in contracts if timedelta(0) not in contract_changes.values() for problem in lint(one)]
     assert refused == []
     async with scene.connection() as connection, connection.transaction():
         await tool_contracts.install(

@@ -253,8 +253,8 @@ CONTROLS = (
         script=resend_margin,
         tool=REFUND,
         properties=frozenset({checker.AT_MOST_ONE}),
-        unguarded="resend_margin",
         contract={"settle": SETTLE, "within": WINDOW},
+        weak={"margin": timedelta(0)},
     ),
     Control(
         guard="an outcome speaks of its own attempt",

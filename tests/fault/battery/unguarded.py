@@ -53,28 +53,14 @@ def send_by() -> None:
     Transport.send = sends_always  # type: ignore[assignment,method-assign]
 
 
-def resend_margin() -> None:
-    """A resend needs nothing of the provider's window beyond its own deadline."""
-    import outbox_worker.recover as recover
-
-    # By its name: the module imports it, and does not offer it.
-    if "RESEND_MARGIN_SECONDS" not in vars(recover):
-        raise SystemExit("the margin of a resend no longer has this name")
-    vars(recover)["RESEND_MARGIN_SECONDS"] = 0.0
-
-
-GUARDS: dict[str, Callable[[], None]] = {
-    made.__name__: made for made in (attempt_check, own_attempt, digest_check, send_by, resend_margin)
-}
+GUARDS: dict[str, Callable[[], None]] = {made.__name__: made for made in (attempt_check, own_attempt, digest_check, send_by)}
 
 
 def main() -> None:
     """Take the guard out, then run the service as `python -m` does."""
     guard, module = sys.argv[1], sys.argv[2]
     # What a service cannot even import is no guard of it: the API has no transport.
-    if not (guard in ("send_by", "resend_margin") and module == "outbox_api") and not (
-        guard == "digest_check" and module == "outbox_worker"
-    ):
+    if not (guard == "send_by" and module == "outbox_api") and not (guard == "digest_check" and module == "outbox_worker"):
         GUARDS[guard]()
     sys.argv[:] = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
