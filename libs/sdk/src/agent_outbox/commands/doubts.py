@@ -16,6 +16,7 @@ from rich.table import Table
 
 from agent_outbox.command_line import EXIT_REFUSED
 from agent_outbox.server import Refused, Server, with_server
+from agent_outbox.tables import show
 from agent_outbox.times import ago, money, until
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -92,7 +93,7 @@ def doubts(ctx: click.Context, url: str | None, key: str | None, where: dict[str
     if not summary["groups"]:
         console.print("No doubts.")
         return
-    console.print(_table(summary["groups"]))
+    show(_table(summary["groups"]))
     at_stake = _amounts(summary["amounts"]) or "no money"
     # A gateway before episodes were told says nothing of them.
     for episode in summary.get("episodes", []):

@@ -9,13 +9,13 @@ from typing import Any
 from uuid import UUID
 
 import rich_click as click
-from rich.console import Console
 from rich.table import Table
 
 from agent_outbox.command_line import EXIT_REFUSED, EXIT_UNREACHABLE
 from agent_outbox.errors import SettingsError
 from agent_outbox.queue import enqueue_ddl
 from agent_outbox.relay import LIST, RETRY, Database
+from agent_outbox.tables import show
 
 COLUMNS = ("id", "tool", "state", "enqueued_at", "due_at", "tries", "reservation_id", "code", "message")
 
@@ -66,7 +66,7 @@ def list_(dsn: str, state: str, limit: int, as_json: bool) -> None:
     for row in found:
         moment = row["enqueued_at"].isoformat(" ")[:19]
         table.add_row(moment, row["id"], row["tool"], row["state"], str(row["tries"]), row["code"] or "", row["message"] or "")
-    Console().print(table)
+    show(table)
 
 
 @enqueue.command()

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import rich_click as click
-from rich.console import Console
 from rich.table import Table
 
 from agent_outbox.server import Server, with_server
+from agent_outbox.tables import show
 
 
 @click.command()
@@ -37,7 +37,7 @@ def receipts(server: Server, id: str | None, limit: int, as_json: bool, **filter
     if not found:
         click.echo("No receipts.")
         return
-    Console().print(_table(found))
+    show(_table(found))
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
