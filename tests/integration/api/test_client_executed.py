@@ -508,3 +508,73 @@ async def test_attempt_ids_are_used_once(agent: httpx2.AsyncClient, scene: Scene
     problem_of(await agent.post("/v1/reservations", json=body), 409, "attempt-closed")
     assert await scene.count("reservations") == 1
     assert await scene.count("attempts") == 1
+
+
+async def test_a_contract_beyond_what_postgres_can_add_is_refused(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """Times that no clock reaches and tries that nobody counts are 422 with their place, and nothing is written.
+
+    A worker lapses leases of all organizations in one statement, and one such settle time would stop it for all of them.
+    """
+    before = await scene.count("tool_contracts")
+    bad = [
+        {"class": "B", "recovery": [{"lookup": {"settle": "31d"}}]},
+        {"class": "B", "recovery": [{"lookup": {"settle": "200000000d"}}]},
+        {"class": "B", "recovery": [{"lookup": {"settle": "1s", "times": 10**12}}]},
+        {"class": "A", "recovery": [{"resend": {"within": "999999999d"}}]},
+        {"class": "A", "recovery": [{"resend": {"within": "23h", "times": 101}}]},
+    ]
+    for contract in bad:
+        body = charge(
+            contract={"key": "charge:{order}", **contract}, time_limit_seconds=1, tool="times.charge.create", probe=True
+        )
+        answer = await agent.post("/v1/reservations", json=body)
+        assert problem_of(answer, 422, "invalid-input")["path"].startswith("$.contract"), contract
+    assert await scene.count("tool_contracts") == before
+    good = {"key": "charge:{order}", "class": "B", "recovery": [{"lookup": {"settle": "30d", "times": 100}}]}
+    await opened(agent, charge(contract=good, time_limit_seconds=1, tool="times.charge.create", probe=True))
+
+
+async def test_a_receipt_is_a_plain_path(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """An expression whose value grows with each of its steps would hold up everybody's process: inline, only paths are taken."""
+    before = await scene.count("tool_contracts")
+    bombs = ["|".join(["[@,@]"] * 24) + "|to_string(@)", "[@,@][]" * 8, "sort(@)", "a.*", "a[*]", "a[?b]", "a || b", "", "a.b\n"]
+    for receipt in bombs:
+        body = charge(contract={"key": "charge:{order}", "class": "A", "receipt": receipt}, tool="bomb.charge.create")
+        answer = await agent.post("/v1/reservations", json=body)
+        assert answer.status_code == 422, receipt
+    assert await scene.count("tool_contracts") == before
+    path = {"key": "charge:{order}", "class": "A", "receipt": "data.items[0].id"}
+    held = await opened(agent, charge(contract=path, tool="bomb.charge.create"))
+    told = await settled(agent, held, result={"data": {"items": [{"id": "ch_7"}]}})
+    assert told.json()["receipt"]["external_reference"] == "ch_7"
+
+
+async def test_a_key_brings_no_contract_for_what_it_does_not_reach(scene: Scene, api: RunningApi) -> None:
+    """A call outside its key's reach is refused before its inline contract is kept: strangers cannot use up their number."""
+    before = await scene.count("tool_contracts")
+    async with api.client(await scene.key(tools=["stripe.refund.create"], providers=["stripe"])) as narrow:
+        answer = await narrow.post("/v1/reservations", json=charge(tool="other.charge.create"))
+    problem_of(answer, 403, "out-of-scope")
+    assert await scene.count("tool_contracts") == before
+
+
+async def test_who_is_handed_an_attempt_can_settle_it(scene: Scene, api: RunningApi) -> None:
+    """An effect of the whole environment that another run began is handed over to a key of this run, which renews and settles it."""
+    async with api.client(await scene.key(run="a")) as first, api.client(await scene.key(run="b")) as second:
+        await lapse_now(scene, await opened(first, charge("handed")))
+        held = await opened(second, charge("handed"))
+        assert held["attempt"]["recovering"]
+        url = f"/v1/reservations/{held['reservation_id']}"
+        renewed = await second.post(f"{url}/heartbeat", json={"attempt_id": held["attempt"]["id"]})
+        assert renewed.status_code == 200, renewed.text
+        assert (await settled(second, held, result={"id": "ch_1"})).json()["state"] == "succeeded"
+
+
+async def test_a_renewal_is_answered_anew(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """A heartbeat sent again under its request key after the lease is over is told so, not what was true before."""
+    held = await opened(agent, charge("renewed"))
+    url = f"/v1/reservations/{held['reservation_id']}/heartbeat"
+    body, with_key = {"attempt_id": held["attempt"]["id"]}, {"Idempotency-Key": "renewal"}
+    assert (await agent.post(url, json=body, headers=with_key)).status_code == 200
+    await lapse_now(scene, held)
+    problem_of(await agent.post(url, json=body, headers=with_key), 409, "lease-lost")

@@ -1,5 +1,6 @@
 """T2: every verdict of a claim, the gate of a resend, leases, and what happens when claims meet other transactions."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -511,3 +512,14 @@ async def test_a_settlement_that_waited_for_a_claim_is_evidence(store: Store) ->
     assert not isinstance(verdict, Failed)
     assert verdict.verdict == "evidence"
     assert (await store.reservation(row.id))["state"] == "executing"
+
+
+async def test_a_lapse_that_postgres_refuses_takes_no_other_along(store: Store) -> None:
+    """A settle time beyond every calendar keeps its own attempt open; the other lease of the same batch lapses."""
+    rows = [await reserved(store), await reserved(store)]
+    attempts = [await claimed(store.worker, row) for row in rows]
+    for attempt in attempts:
+        await store.let_the_lease_lapse(attempt.attempt_id)
+    bad, good = lapse_of(attempts[0]), lapse_of(attempts[1])
+    assert await lapse(store.worker, [replace(bad, settle_seconds=1e15), good]) == [rows[1].id]
+    assert await lapse(store.worker, [bad]) == [rows[0].id]

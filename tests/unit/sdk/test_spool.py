@@ -188,3 +188,25 @@ def test_entries_of_equal_content_are_two(tmp_path: Path) -> None:
     assert first == second == Entry(file=None, path=PATH, body=same)
     spool.remove(first)
     assert len(spool.waiting()) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_what_another_user_left_is_not_delivered(tmp_path: Path) -> None:
+    """A folder of another user's, as anybody may make one in a shared place, is never read: its files would go out under our key."""
+    spool = Spool(tmp_path / "s")
+    spool.release(spool.keep(PATH, body()))
+    assert len(spool.waiting()) == 1
+    os.chown(tmp_path / "s", 12345, 12345)
+    assert Spool(tmp_path / "s").waiting() == []
+
+
+def test_a_path_that_would_name_another_host_is_no_entry(tmp_path: Path) -> None:
+    """What is kept is sent to a path of the gateway: an entry that would lengthen its host name or port is set aside."""
+    spool = Spool(tmp_path)
+    entry = spool.keep(PATH, body())
+    spool.release(entry)
+    [file] = [path for path in files(tmp_path) if path.suffix == ".json"]
+    kept = json.loads(file.read_text())
+    for path in ("7/steal", ".example.com/x", "@example.com/x"):
+        file.write_text(json.dumps({**kept, "path": path}))
+        assert Spool(tmp_path).waiting() == []

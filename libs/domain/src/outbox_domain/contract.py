@@ -26,6 +26,9 @@ from pydantic import (
 
 from outbox_domain.reservation import Outcome
 
+DURATION_MAX = timedelta(days=3650)
+"""What Postgres adds to a time of this century without leaving its range, whatever a contract says."""
+
 _DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
 _UNIT_MILLISECONDS: Mapping[str, int] = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -46,17 +49,17 @@ def parse_duration(text: object) -> timedelta:
         The duration.
 
     Raises:
-        ValueError: for anything else; a bare number has no unit and is refused.
+        ValueError: for anything else; a bare number has no unit and is refused, and so is more than `DURATION_MAX`.
     """
     if isinstance(text, timedelta):
         return text
     found = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError("a duration is digits and a unit: 500ms, 20s, 5m, 23h, 7d")
-    try:
-        return timedelta(milliseconds=int(found[1]) * _UNIT_MILLISECONDS[found[2]])
-    except OverflowError as error:
-        raise ValueError("a duration of more than a million years is no duration") from error
+    milliseconds = int(found[1]) * _UNIT_MILLISECONDS[found[2]]
+    if milliseconds > DURATION_MAX // timedelta(milliseconds=1):
+        raise ValueError(f"a duration is at most {DURATION_MAX.days}d")
+    return timedelta(milliseconds=milliseconds)
 
 
 def format_duration(duration: timedelta) -> str:

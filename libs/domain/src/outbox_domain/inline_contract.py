@@ -36,6 +36,9 @@ SETTLE = timedelta(seconds=120)
 NOT_AFTER = timedelta(hours=24)
 TIMES_DEFAULT = 2
 UNOWNED = "unowned"
+RECEIPT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*|\[[0-9]{1,6}\])*")
+DURATION_MAX = timedelta(days=30)
+TIMES_MAX = 100
 OWNER = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 
 _BY_PROBE = "client"
@@ -88,6 +91,10 @@ def read_inline(tool: str, document: object) -> ToolContract:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(step) for step in first["loc"])
         _refuse("$.contract", f"another value at {place[:200]}")
+    for rule in (contract.resend, contract.lookup):
+        spans = () if rule is None else (rule.settle, getattr(rule, "within", None))
+        if rule is not None and (rule.times > TIMES_MAX or any(span is not None and span > DURATION_MAX for span in spans)):
+            _refuse("$.contract.recovery", f"durations of at most {DURATION_MAX.days} d and at most {TIMES_MAX} times")
     if contract.lookup is not None and contract.lookup.settle <= timedelta(0):
         _refuse(
             "$.contract.recovery.lookup.settle", "a duration above zero: what was sent may take effect later than it was sent"
@@ -135,7 +142,7 @@ def _receipt(document: Mapping[str, Any]) -> dict[str, object]:
     if receipt is None:
         return {}
     try:
-        if not isinstance(receipt, str) or len(receipt) > 400:
+        if not isinstance(receipt, str) or len(receipt) > 400 or RECEIPT.fullmatch(receipt) is None:
             raise ValueError
         jmespath.compile(receipt)
     except (ValueError, jmespath.exceptions.JMESPathError):

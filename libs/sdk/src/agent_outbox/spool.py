@@ -167,7 +167,9 @@ class Spool:
 
     def _listed(self) -> list[Path]:
         try:
-            return [] if self.folder is None else list(self.folder.iterdir())
+            if self.folder is None or (hasattr(os, "getuid") and self.folder.lstat().st_uid != os.getuid()):
+                return []
+            return list(self.folder.iterdir())
         except OSError:
             return []
 
@@ -284,7 +286,7 @@ def _read(file: Path, *, torn: bool = False) -> Entry | None:
     try:
         document = json.loads(file.read_bytes())
         path, body = document["path"], document["body"]
-        if not isinstance(path, str) or not isinstance(body, dict) or "attempt_id" not in body:
+        if not isinstance(path, str) or not path.startswith("/") or not isinstance(body, dict) or "attempt_id" not in body:
             raise ValueError
     except FileNotFoundError:
         return None

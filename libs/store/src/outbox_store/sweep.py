@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from outbox_domain.reservation import State
-from outbox_store.batches import columns
+from outbox_store.batches import Failed, columns, in_halves
 from outbox_store.connection import Connection
 from outbox_store.reserve import Executor
 
@@ -192,11 +192,19 @@ async def due(connection: Connection, *, overdue_seconds: float, limit: int, bus
 async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
     """Close attempts whose lease is over as unknown; their reservations are in doubt from now on.
 
+    Each statement is a transaction of its own: call it outside of one.
+
     Returns:
-        The reservations that this call moved; the others were settled, renewed or lapsed by somebody else meanwhile.
+        The reservations that this call moved; the others were settled, renewed or lapsed by somebody else meanwhile, or the
+        database refuses their row. One that is refused takes no other along.
     """
     names = ["organization_id", "reservation_id", "attempt_id", "settle_seconds", "recover_seconds", "late_recover_seconds"]
-    return [record["id"] for record in await connection.fetch(LAPSE, *columns(rows, names))]
+
+    async def run(batch: Sequence[Lapse]) -> list[UUID | None]:
+        moved = {record["id"] for record in await connection.fetch(LAPSE, *columns(batch, names))}
+        return [row.reservation_id if row.reservation_id in moved else None for row in batch]
+
+    return [result for result in await in_halves(rows, run) if result is not None and not isinstance(result, Failed)]
 
 
 async def leave_to_a_person(

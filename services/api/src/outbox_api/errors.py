@@ -78,7 +78,7 @@ DECISIONS = frozenset({"policy-denied", "review-required", "review-denied", "sto
 """Problems of status 403 that are a decision about the call, not about the key: a request key keeps them."""
 
 
-OPEN_ANSWERS = frozenset({"attempt-open", "probe-first"})
+OPEN_ANSWERS = frozenset({"attempt-open", "probe-first", "renewed"})
 """Answers of status 201 that are not final: whoever sends the same request again must not be handed a lease that is over."""
 
 

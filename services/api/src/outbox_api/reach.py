@@ -23,5 +23,5 @@ def may_act(key: ScopedKey, view: ReservationView) -> bool:
         view.environment_id == key.environment_id
         and key.reaches(view.tool, view.provider)
         and view.project == key.acting_project
-        and (key.run is None or key.run == view.run)
+        and (key.run is None or key.run == view.run or view.scope == "environment")
     )

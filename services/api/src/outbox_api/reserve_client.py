@@ -8,7 +8,7 @@ section 4 (a reservation names its executor), `docs/client-executed.md`.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from outbox_api.api import Api, new_id
@@ -152,6 +152,8 @@ async def _inline(api: Api, key: ScopedKey, asked: ClientCall) -> ToolContract |
             message=messages.invalid_input("$.contract", expected),
             path="$.contract",
         )
+    run = key.run_of(asked.call.run)
+    key.allow(asked.call.tool, asked.contract.provider, None, run, datetime.now(UTC))
     return await api.directory.install_inline(key, await api.directory.vault(key.organization_id), asked.contract)
 
 
