@@ -11,6 +11,7 @@ async def assert_invariants(url: str) -> None:
     """Fail with the names of the invariants that the database at `url` (its superuser's) breaks."""
     connection = await asyncpg.connect(url)
     try:
-        assert await violations(connection) == {}
+        broken = await violations(connection)
+        assert broken == {}, broken
     finally:
         await connection.close()

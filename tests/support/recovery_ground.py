@@ -47,7 +47,9 @@ RECOVERED_SECONDS = 30.0
 
 def quick(contract: ToolContract, *, deadline: timedelta = DEADLINE, **changes: Any) -> ToolContract:
     """A contract with short times: deadline, settle time, window, delay; `changes` replace members of its look-up."""
-    request = contract.request.model_copy(update={"deadline": deadline})
+    # Where a time of the contract bounds its deadline, the short times leave room for the short one only.
+    bounded = contract.marks_attempts or (contract.resend is not None and contract.resend.strategy == "window")
+    request = contract.request.model_copy(update={"deadline": DEADLINE if bounded else deadline})
     if contract.marks_attempts and request.body is not None:
         seconds = int(SENT_AFTER.total_seconds())
         request = request.model_copy(update={"body": {**request.body, "send_in_seconds": seconds}})
