@@ -22,7 +22,7 @@ from outbox_domain.scoped_key import KEY_ID_BYTES, SECRET_BYTES, key_id_text, mi
 from outbox_providers.catalog import shipped
 from outbox_runtime.sealing import WrappingKey
 from outbox_runtime.vault import Vault, new_organization_keys
-from outbox_store import actors, connections, organizations, scoped_keys, tool_contracts
+from outbox_store import actors, connections, epochs, organizations, scoped_keys, tool_contracts
 from outbox_store.claim import Claim, Claimed, claim
 from outbox_store.connection import prepare
 from outbox_store.settle import ReceiptDraft, Settled, Settlement, settle
@@ -347,8 +347,9 @@ class StandIn:
 
 @contextlib.asynccontextmanager
 async def stand_in(scene: Scene) -> AsyncIterator[StandIn]:
-    """A stand-in for the worker, for this block."""
+    """A stand-in for the worker, for this block; like one it compares the Postgres it finds before it claims anything."""
     async with scene.connection(scene.database.worker_url) as connection:
+        await epochs.beat(connection, (await epochs.look(connection, [])).instance)
         yield StandIn(scene=scene, vault=await scene.vault(), connection=connection)
 
 
