@@ -173,3 +173,45 @@ async def test_a_model_is_told_of_the_loss(scene: Scene, agent: httpx2.AsyncClie
     assert problem["state"] == State.IN_DOUBT
     assert problem["message"].startswith("UNKNOWN. Our record lost its newest entries, so it may have been done before.")
     assert "was sent and no answer came" not in problem["detail"]
+
+
+CLASS_B = {"key": "charge:{order}", "class": "B", "owner": "billing", "receipt": "id", "recovery": [{"lookup": {"settle": "1s"}}]}
+
+
+async def lost(scene: Scene, reservation_id: str) -> None:
+    """The rows of a reservation are gone with the ledger's tail, and a worker has begun a new epoch."""
+    async with scene.connection() as connection:
+        await connection.execute("delete from ledger_entries where reservation_id = $1", UUID(reservation_id))
+        await connection.execute("delete from reservations where id = $1", UUID(reservation_id))
+    await raised(scene)
+
+
+async def test_nobody_probes_for_a_marker_that_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Class B after a loss: what the lost attempt planted is not known, so no client is asked to look, and none may say it looked."""
+    await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
+    body = charge("o-lost", contract=CLASS_B, time_limit_seconds=5, probe=True)
+    first = await opened(agent, body)
+    await lost(scene, first["reservation_id"])
+    told = problem_of(await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())}), 409, "in-doubt")
+    url = f"/v1/reservations/{told['reservation_id']}"
+    [supposed] = (await agent.get(url)).json()["attempts"]
+    problem_of(await agent.post(f"{url}/probes", json={"attempt_id": supposed["id"]}), 409, "not-probed")
+    assert (await agent.get(url)).json()["state"] == "in_doubt"
+
+
+async def test_a_persons_absence_waits_for_the_comparison(
+    scene: Scene, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient
+) -> None:
+    """While the running Postgres has not been compared with the marks no absence counts: 503, the same answer may be given again."""
+    await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
+    held = await opened(agent, charge("o-person", contract={**CLASS_B, "class": "C", "recovery": ["person"]}, time_limit_seconds=5))
+    await settled(agent, held, "unknown")
+    id = UUID(held["reservation_id"])
+    await scene.fetch("update reservations set absence_counts_at = now() - interval '1 hour' where id = $1", id)
+    answer = {"as": "did-not-happen", "reason": "It is not there.", "evidence": "their log", "override": True}
+    await scene.fetch("update instances set started_at = started_at - interval '1 hour'")
+    try:
+        problem_of(await admin.post(f"/v1/reviews/doubts/{id}", json=answer), 503, "unavailable")
+    finally:
+        await scene.fetch("update instances set started_at = started_at + interval '1 hour'")
+    assert (await admin.post(f"/v1/reviews/doubts/{id}", json=answer)).status_code == 200

@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 from uuid import UUID
 
 from outbox_api.answers import Facts
+from outbox_api.errors import unavailable
 from outbox_api.reserve import Refused
 from outbox_domain import json_text, messages
 from outbox_domain.capability import Capability
@@ -119,6 +120,9 @@ async def answer_doubt(
         [resolved] = await resolve(tx, [_resolution(key, standing, answer, new_id())], tries_max=TRIES_MAX)
         if isinstance(resolved, Failed):
             raise resolved.error
+        if resolved.verdict == "too-early":
+            # It was not, a moment ago: this Postgres has not been compared with what is known of the ledger yet.
+            raise _refused(unavailable(), standing)
         if resolved.verdict != "settled":
             # The row was held since it was judged, so nothing else can be right; leaving the block undoes all of it.
             raise RuntimeError(f"a person's answer to the doubt {reservation_id} came to {resolved.verdict}")

@@ -315,7 +315,10 @@ async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserv
     if held.state is State.IN_DOUBT and (rule := probe_of(contract)) is not None and asked.probe:
         if refusal is not None:
             raise Refused(refusal, reserved.facts)
-        return await _probe_first(api, key, reserved, rule)
+        first = await _probe_first(api, key, reserved, rule)
+        # Of an attempt that was lost nobody knows what it planted: a look for nothing finds nothing, and would prove nothing.
+        if first is None or first.marker is not None:
+            return first
     return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
 
 
