@@ -74,7 +74,8 @@ async def begin_probe(api: Api, key: ScopedKey, reservation_id: UUID, attempt_id
     async with acquire(api.pool) as connection:
         attempt = await client_attempts.find(connection, key.organization_id, reservation_id, attempt_id)
         if attempt is not None and attempt.marker is None:
-            raise Refused(_not_probed("The attempt was lost, and with it what it planted: only a person can look."), facts_of(view))
+            lost = _not_probed("The attempt was lost, and with it what it planted: only a person can look.")
+            raise Refused(lost, facts_of(view))
         begun = await probes.begin(connection, key.organization_id, reservation_id, new_id(), attempt_id, key.actor_id)
     if begun is None:
         raise Refused(_not_probed("It is not in doubt, or the doubt is about another attempt by now."), facts_of(view))
