@@ -204,7 +204,9 @@ async def test_a_persons_absence_waits_for_the_comparison(
 ) -> None:
     """While the running Postgres has not been compared with the marks no absence counts: 503, the same answer may be given again."""
     await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
-    held = await opened(agent, charge("o-person", contract={**CLASS_B, "class": "C", "recovery": ["person"]}, time_limit_seconds=5))
+    held = await opened(
+        agent, charge("o-person", contract={**CLASS_B, "class": "C", "recovery": ["person"]}, time_limit_seconds=5)
+    )
     await settled(agent, held, "unknown")
     id = UUID(held["reservation_id"])
     await scene.fetch("update reservations set absence_counts_at = now() - interval '1 hour' where id = $1", id)
