@@ -218,7 +218,7 @@ class Ground:
         [found] = await self.scene.fetch(
             """select r.state, r.unknown_attempts, r.lookups, r.absences, r.resends, r.tries, r.generation, r.recovery_step, r.person_asked_at,
                  r.absence_counts_at, r.late_write, r.provider_code, r.doubt_cause,
-                 extract(epoch from o.due_at - now())::float8 as due_seconds, t.confidence, t.external_reference, t.evidence,
+                 case when o.due_at = 'infinity' then 'infinity' else extract(epoch from o.due_at - now())::float8 end as due_seconds, t.confidence, t.external_reference, t.evidence,
                  array(select a.outcome from attempts a where a.reservation_id = r.id order by number) as outcomes,
                  array(select a.proven_absent from attempts a where a.reservation_id = r.id order by number) as absent,
                  array(select a.marker from attempts a where a.reservation_id = r.id order by number) as markers,
