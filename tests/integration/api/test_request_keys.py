@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx2
+import pytest
+from tests.integration.api.test_client_executed import charge, opened, settled
+from tests.integration.api.test_epoch import CLASS_B
 from tests.support.api import RunningApi, Scene, executing_all, problem_of, refund, stand_in, until
 
 from outbox_api.openapi import document as openapi_document
@@ -12,46 +17,121 @@ from outbox_api.openapi import document as openapi_document
 KEY = {"Idempotency-Key": "req-1"}
 
 
-def body_for(operation: str, scene: Scene, variant: int) -> dict[str, Any]:
-    """A body that an operation accepts; another `variant` is another body."""
+OPEN = {"createReservation", "extendLease"}
+"""Operations whose answer is a lease: it is never given out of a request key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Requests that an operation accepts.
+
+    Attributes:
+        path: with its parameters.
+        body: accepted.
+        other: another body for the same path.
+    """
+
+    path: str
+    body: dict[str, Any]
+    other: dict[str, Any]
+
+
+async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene: Scene) -> Sample:
+    """What an operation accepts, with all that must be there before made by `admin`."""
+
+    async def held(outcome: str | None = None) -> dict[str, Any]:
+        document = await opened(admin, charge(uuid4().hex, contract=CLASS_B, time_limit_seconds=5))
+        if outcome is not None:
+            assert (await settled(admin, document, outcome)).is_success
+        return document
+
     if operation == "createToolCall":
-        return refund(f"pi_{scene.organization_id.hex}_{variant}")
+        return Sample(path=path, body=refund(f"pi_{uuid4().hex}"), other=refund())
+    if operation == "createReservation":
+        return Sample(path=path, body=charge(uuid4().hex), other=charge())
+    if operation in ("extendLease", "settleReservation", "voidReservation", "beginProbe"):
+        document = await held("unknown" if operation == "beginProbe" else None)
+        attempt = {"attempt_id": document["attempt"]["id"]}
+        other = {"attempt_id": str(uuid4())}
+        more: dict[str, Any] = {
+            "settleReservation": {"outcome": "succeeded", "result": {"id": "ch_1"}},
+            "voidReservation": {"reason": "not wanted"},
+        }.get(operation, {})
+        return Sample(path=path.format(reservation_id=document["reservation_id"]), body=attempt | more, other=other | more)
+    if operation == "answerProbe":
+        document = await held("unknown")
+        begun = await admin.post(
+            f"/v1/reservations/{document['reservation_id']}/probes", json={"attempt_id": document["attempt"]["id"]}
+        )
+        assert begun.is_success, begun.text
+        names = {"reservation_id": document["reservation_id"], "probe_id": begun.json()["probe_id"]}
+        return Sample(path=path.format(**names), body={"found": True, "external_reference": "ch_1"}, other={"found": False})
+    if operation in ("resolveDoubts", "recheckDoubts", "answerDoubt"):
+        document = await held("unknown")
+        saw = {"reason": "Seen there.", "evidence": "their log"}
+        if operation == "answerDoubt":
+            happened = {"as": "happened", "external_reference": "ch_1", "override": True, **saw}
+            return Sample(
+                path=path.format(reservation_id=document["reservation_id"]), body=happened, other=happened | {"reason": "Other."}
+            )
+        batch: dict[str, Any] = {"where": {"reservation": document["reservation_id"]}, "expect": 1, "reason": "A night of doubts."}
+        if operation == "resolveDoubts":
+            batch |= {"as": "happened", "evidence": "their log", "override": True}
+            batch |= {"external_references": {document["reservation_id"]: "ch_1"}}
+        return Sample(path=path, body=batch, other=batch | {"expect": 2})
+    if operation == "clearEpoch":
+        number = (await admin.get("/v1/epoch")).json()["number"]
+        return Sample(path=path, body={"epoch": number, "reason": "Compared."}, other={"epoch": number, "reason": "Other."})
+    if operation == "createProject":
+        return Sample(path=path, body={"name": f"p-{uuid4().hex}"}, other={"name": "other"})
     assert operation == "createScopedKey", f"{operation} is new: say what a body of it is"
-    return {"environment": scene.environment, "actor": {"kind": "agent", "name": f"agent-{variant}"}}
+    body = {"environment": scene.environment, "actor": {"kind": "agent", "name": "agent-1"}}
+    return Sample(path=path, body=body, other={**body, "actor": {"kind": "agent", "name": "agent-2"}})
 
 
-async def test_every_changing_route_honours_it(admin: httpx2.AsyncClient, scene: Scene) -> None:
-    """Walks the OpenAPI document: each POST, PUT, PATCH and DELETE but `resolve` takes the key, repeats bytes, refuses reuse."""
-    walked = []
+def changing_operations() -> list[tuple[str, str, str, bool]]:
+    """Path, method and name of each POST, PUT, PATCH and DELETE of the OpenAPI document, and whether it takes a request key."""
+    parameter = {"$ref": "#/components/parameters/IdempotencyKey"}
+    return [
+        (path, method, operation["operationId"], parameter in operation.get("parameters", []))
+        for path, operations in openapi_document()["paths"].items()
+        for method, operation in operations.items()
+        if method in ("post", "put", "patch", "delete")
+    ]
+
+
+def test_all_changing_routes_but_two_take_it() -> None:
+    """`resolve` reserves nothing, and a provider that sends events has a name of its own for each."""
+    assert {name for _, _, name, takes in changing_operations() if not takes} == {"resolveToolCall", "takeWebhook"}
+
+
+@pytest.mark.parametrize(("path", "method", "name"), [one[:3] for one in changing_operations() if one[3]], ids=lambda one: one)
+async def test_every_changing_route_honours_it(
+    path: str, method: str, name: str, admin: httpx2.AsyncClient, scene: Scene
+) -> None:
+    """The same request with the same key is answered with the same bytes, another one is refused; a lease is never repeated."""
+    keys = await scene.count("scoped_keys")
     async with executing_all(scene):
-        for path, operations in openapi_document()["paths"].items():
-            for method, operation in operations.items():
-                if method not in ("post", "put", "patch", "delete"):
-                    continue
-                name = operation["operationId"]
-                takes = {"$ref": "#/components/parameters/IdempotencyKey"} in operation["parameters"]
-                assert takes == (name != "resolveToolCall"), name
-                if not takes:
-                    continue
-                walked.append(name)
-                first = await admin.request(method, path, json=body_for(name, scene, 1), headers=KEY)
-                again = await admin.request(method, path, json=body_for(name, scene, 1), headers=KEY)
-                other = await admin.request(method, path, json=body_for(name, scene, 2), headers=KEY)
-                assert first.is_success, first.text
-                assert again.status_code == first.status_code
-                assert again.headers["idempotent-replayed"] == "true"
-                if name == "createScopedKey":
-                    assert {**first.json(), "key": None} == {**again.json(), "key": None}
-                    assert "key" not in again.json()
-                else:
-                    assert again.content == first.content
-                problem_of(other, 422, "request-key-reused")
-                too_long = {"Idempotency-Key": "x" * 256}
-                problem_of(
-                    await admin.request(method, path, json=body_for(name, scene, 3), headers=too_long), 422, "invalid-request"
-                )
-    assert sorted(walked) == ["createScopedKey", "createToolCall"]
-    assert len(await scene.fetch("select from scoped_keys where {own} and created_by <> actor_id")) == 2
+        sample = await sample_of(name, path, admin, scene)
+        first = await admin.request(method, sample.path, json=sample.body, headers=KEY)
+        assert first.is_success, first.text
+        again = await admin.request(method, sample.path, json=sample.body, headers=KEY)
+        assert again.is_success, again.text
+        if name in OPEN:
+            assert "idempotent-replayed" not in again.headers
+        else:
+            assert again.status_code == first.status_code
+            assert again.headers["idempotent-replayed"] == "true"
+            if name == "createScopedKey":
+                assert {**first.json(), "key": None} == {**again.json(), "key": None}
+                assert "key" not in again.json()
+            else:
+                assert again.content == first.content
+            other = await admin.request(method, sample.path, json=sample.other, headers=KEY)
+            problem_of(other, 422, "request-key-reused")
+        too_long = {"Idempotency-Key": "x" * 256}
+        problem_of(await admin.request(method, sample.path, json=sample.body, headers=too_long), 422, "invalid-request")
+    assert await scene.count("scoped_keys") - keys == (1 if name == "createScopedKey" else 0)
 
 
 async def test_quoted_and_bare_are_one_key(agent: httpx2.AsyncClient, scene: Scene) -> None:

@@ -201,8 +201,8 @@ async def lapse(connection: Connection, rows: Sequence[Lapse]) -> list[UUID]:
     names = ["organization_id", "reservation_id", "attempt_id", "settle_seconds", "recover_seconds", "late_recover_seconds"]
 
     async def run(batch: Sequence[Lapse]) -> list[UUID | None]:
-        moved = {record["id"] for record in await connection.fetch(LAPSE, *columns(batch, names))}
-        return [row.reservation_id if row.reservation_id in moved else None for row in batch]
+        moved = await connection.fetch(LAPSE, *columns(batch, names))
+        return [record["id"] for record in moved] + [None] * (len(batch) - len(moved))
 
     return [result for result in await in_halves(rows, run) if result is not None and not isinstance(result, Failed)]
 
