@@ -74,7 +74,11 @@ async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene:
             return Sample(
                 path=path.format(reservation_id=document["reservation_id"]), body=happened, other=happened | {"reason": "Other."}
             )
-        batch: dict[str, Any] = {"where": {"reservation": document["reservation_id"]}, "expect": 1, "reason": "A night of doubts."}
+        batch: dict[str, Any] = {
+            "where": {"reservation": document["reservation_id"]},
+            "expect": 1,
+            "reason": "A night of doubts.",
+        }
         if operation == "resolveDoubts":
             batch |= {"as": "happened", "evidence": "their log", "override": True}
             batch |= {"external_references": {document["reservation_id"]: "ch_1"}}
