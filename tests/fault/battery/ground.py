@@ -60,6 +60,7 @@ def quick(
     within: timedelta | None = None,
     resends: int | None = None,
     margin: timedelta | None = None,
+    deadline: timedelta = DEADLINE,
     **changes: Any,
 ) -> ToolContract:
     """A shipped contract with short times.
@@ -70,6 +71,7 @@ def quick(
         within: the window of its resends, the contract's own unless given.
         resends: how many there may be, the contract's own number unless given.
         margin: of the window, the contract's own unless given.
+        deadline: of a request.
         changes: of further members.
     """
     recovery: list[Any] = []
@@ -88,7 +90,7 @@ def quick(
             )
         else:
             recovery.append(rule)
-    request = contract.request.model_copy(update={"deadline": DEADLINE})
+    request = contract.request.model_copy(update={"deadline": deadline})
     return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request, **changes})
 
 
