@@ -26,9 +26,12 @@ up: sync ## Run Postgres, Redis, API, worker and sandbox provider on this machin
 	@$(RUN) outbox up $(ARGS)
 
 # Most tests wait for servers, leases and time-outs, so a process per core keeps the cores at work.
+PYTEST := $(RUN) pytest -n auto --dist loadfile
+TESTS := tests/unit tests/rules tests/model tests/integration tests/e2e tests/load tests/fault/battery tests/fault/test_battery.py
+
 # A whole run also fails where a test that a page names as what holds a promise was skipped or is gone.
-test: sync ## Run every test (ARGS="tests/unit" for a part).
-	$(RUN) pytest -n auto --dist loadfile $(or $(ARGS),--held=docs)
+test: sync ## Run every test but the long fault tests (ARGS="tests/unit" for a part).
+	$(PYTEST) $(or $(ARGS),$(TESTS) --held=docs)
 
 model: sync ## Search the protocol's model: what must hold, and that every guard is missed when it is removed.
 	$(RUN) python -m tests.model.selftest
@@ -41,8 +44,8 @@ model-long: sync ## Search the model with its wide bounds, and drive the store a
 
 fault: sync fault-tests fault-battery ## Run the fault tests, then the fault battery (ARGS are the battery's).
 
-fault-tests: sync ## Run the hand-written fault tests, the bounded battery and its negative controls.
-	$(RUN) pytest tests/fault
+fault-tests: sync ## Run the hand-written fault tests, the bounded battery and its negative controls (as long as `make test`).
+	$(PYTEST) tests/fault --held=docs
 
 fault-battery: sync ## Run the battery alone (ARGS="--operations 100000 --seed 7 --evidence docs/evidence/faults.md").
 	$(RUN) python -m tests.fault.battery $(ARGS)

@@ -19,14 +19,6 @@ async def test_every_test_has_a_migrated_database_of_its_own(database: Database,
     postgres_server.drop(other)
 
 
-async def test_durability_is_on(database: Database) -> None:
-    """The embedded server is as durable as a production one: fsync and synchronous_commit are on."""
-    connection = await asyncpg.connect(database.superuser_url)
-    assert await connection.fetchval("show fsync") == "on"
-    assert await connection.fetchval("show synchronous_commit") == "on"
-    await connection.close()
-
-
 async def test_committed_rows_survive_kill(stoppable_postgres: StoppablePostgres) -> None:
     """After SIGKILL of the postmaster the server starts again on the same port with every committed row."""
     url = stoppable_postgres.server.url

@@ -1,10 +1,12 @@
 """`--held`: a test that a page names holds something only where it ran and passed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.support.held import lies_in
 
 TESTS = """
 import pytest
@@ -103,3 +105,36 @@ def test_a_deselected_test_holds_nothing(tmp_path: Path) -> None:
     done = session(tmp_path, "`tests/test_planted.py::test_passes`", "-k", "skipped")
     assert done.returncode == 1
     assert "test_passes (not run)" in done.stdout
+
+
+def test_a_session_answers_for_its_paths(tmp_path: Path) -> None:
+    """A test of another target's folder is that target's; one of the session's own paths is not excused."""
+    page = "`tests/test_planted.py::test_passes` `tests/fault/test_other.py::test_away`"
+    done = session(tmp_path, page, "tests/test_planted.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 ran and passed" in done.stdout
+    whole = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--held=page.md", "tests"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert whole.returncode == 1
+    assert "tests/fault/test_other.py::test_away (not run)" in whole.stdout
+
+
+def test_every_test_is_in_a_target() -> None:
+    """`make test` and `make fault-tests`, which the whole check calls both, leave no test file out."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [paths] = re.findall(r"^TESTS := (.*)$", makefile, re.MULTILINE)
+    ours = [*paths.split(), "tests/fault"]
+    for path in ours:
+        assert (ROOT / path).exists(), path
+    files = [str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py")]
+    assert files
+    assert [file for file in files if not lies_in(file, ours)] == []
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test 2>&1" in steps
+    assert "make fault-tests" in steps

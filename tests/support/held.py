@@ -2,7 +2,8 @@
 
 A page that names a test as what holds a promise is worth as much as that test's last run: one that was renamed, deselected,
 skipped or expected to fail holds nothing. The names are those that pages write: `tests/path/test_file.py::test_name` between
-backquotes; every case of a parametrized test counts.
+backquotes; every case of a parametrized test counts. A session that was given paths answers for what lies in them: the fault tests
+have a target of their own.
 """
 
 import re
@@ -29,6 +30,11 @@ def named_tests(pages: Iterable[Path]) -> dict[str, list[str]]:
             for name in dict.fromkeys(NAMED.findall(file.read_text(encoding="utf-8"))):
                 found.setdefault(name, []).append(file.name)
     return found
+
+
+def lies_in(name: str, paths: Iterable[str]) -> bool:
+    """Whether a named test is in one of the folders, files or tests that a session was given."""
+    return any(name == path or name.startswith((f"{path}/", f"{path}::")) for path in paths)
 
 
 class Held:
@@ -78,7 +84,7 @@ def add_option(parser: pytest.Parser) -> None:
         default=[],
         type=Path,
         metavar="PAGE",
-        help="fail unless every test that this page, or the pages of this folder, name ran and passed",
+        help="fail unless every test of the given paths that this page, or the pages of this folder, name ran and passed",
     )
 
 
@@ -86,4 +92,6 @@ def register(config: pytest.Config) -> None:
     """Watches the session where `--held` was given; in a session of several processes only the one that sees all reports does."""
     pages = config.getoption("--held")
     if pages and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Held(named_tests(pages)), "held")
+        paths = [path.rstrip("/") for path in config.args]
+        named = {name: by for name, by in named_tests(pages).items() if lies_in(name, paths)}
+        config.pluginmanager.register(Held(named), "held")

@@ -26,7 +26,8 @@ DEBIAN_FOLDER = Path("/usr/lib/postgresql/15")
 CONTAINER_IMAGE = "postgres:18"
 SOURCES = ("env", "testcontainers", "embedded", "debian")
 SERVICE_ROLES = ("outbox_api", "outbox_worker")
-_TEST_SETTINGS = {"max_connections": "300"}
+# A test kills processes and never the machine, so nothing that was written is lost without being forced to the disk.
+_TEST_SETTINGS = {"max_connections": "300", "fsync": "off", "full_page_writes": "off"}
 
 T = TypeVar("T")
 
@@ -217,7 +218,7 @@ class PostgresServer:
 
     async def _create(self, template: str | None) -> Database:
         name = f"outbox_test_{secrets.token_hex(6)}"
-        await self._execute(f'create database "{name}"' + (f' template "{template}"' if template else ""))
+        await self._execute(f'create database "{name}"' + (f' template "{template}" strategy file_copy' if template else ""))
         api, worker = (with_database(self.url, name, user=role, password=self._password) for role in SERVICE_ROLES)
         return Database(name=name, superuser_url=with_database(self.url, name), api_url=api, worker_url=worker)
 
