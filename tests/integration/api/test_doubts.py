@@ -178,6 +178,21 @@ async def test_where_there_is_no_doubt(
         await worker.settle(attempt)
 
 
+async def test_it_happened_although_it_is_about_to_be_sent_again(
+    admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
+) -> None:
+    """Reserved again, because what was sent was thought absent: that it did not happen is said already, that it did settles it."""
+    id = await reserved(agent)
+    await worker.settle(await worker.claim(id), Outcome.UNSENT, again_seconds=60.0)
+    before = await standing(scene, id)
+    problem_of(await answer(admin, id, DID_NOT), 409, "not-in-doubt")
+    assert await standing(scene, id) == before
+    told = await answer(admin, id, HAPPENED)
+    assert (told.status_code, told.json()["state"]) == (200, "succeeded")
+    assert (await entry_of(admin, id))["from"] == "reserved"
+    assert (await agent.post("/v1/tool-calls", json=refund())).json()["receipt"] == told.json()["receipt"]
+
+
 async def test_what_the_receipt_says_already(
     admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
 ) -> None:

@@ -617,7 +617,7 @@ class Books(Machine):
     @precondition(lambda self: self.denied())
     @rule(pick=PICKS, report=st.sampled_from([report for report in REPORTS if report.reference]))
     def contradict(self, pick: int, report: Report) -> None:
-        """An attempt reports an effect that its reservation denies."""
+        """An attempt reports an effect that its reservation denies, or is about to send again."""
         found = self.denied()
         self.say(found[-1 - pick % len(found)], report, again=False)
 
@@ -941,7 +941,13 @@ def test_the_books_are_those_of_the_reference(drive: Drive) -> None:
         *("reserve: won", "reserve: held", "claim: claim", "claim: own", "claim: gone", "claim: no-resend", "resend: claim"),
         *("renew: True", "renew: False", "lapse"),
         *("settle: settled", "settle: already", "settle: evidence", "settle: contradiction"),
-        *("executing -> succeeded", "executing -> failed", "executing -> in_doubt", "executing -> reserved"),
+        *(
+            "executing -> succeeded",
+            "executing -> failed",
+            "executing -> in_doubt",
+            "executing -> reserved",
+            "reserved -> succeeded",
+        ),
         *(
             "executing in a resend -> in_doubt",
             "in_doubt -> succeeded",
@@ -979,6 +985,7 @@ WITHOUT: list[tuple[str, ModuleType, str, str, str]] = [
     ("it takes several absences", resolve_module, "RESOLVE", "when l.absences + 1 < l.absences_needed then", "when false then"),
     ("one answer is one absence", resolve_module, "RESOLVE", "when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'", ""),
     ("a late write of what was thought absent is a doubt", settle_module, "SETTLE", "when l.disproves and l.state = 'reserved' then 'settled'", ""),
+    ("a success settles what is reserved again", settle_module, "SETTLE", "when l.outcome = 'succeeded' and l.state = 'reserved' then 'settled'", ""),
     ("a late write puts off when an absence counts", settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
 INDEX = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"

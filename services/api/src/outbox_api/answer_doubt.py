@@ -141,7 +141,8 @@ def _reaches(key: ScopedKey, standing: Standing) -> bool:
 def _judge(standing: Standing, answer: DoubtAnswer) -> None:
     """Refuse an answer that the rules of doubt do not take."""
     if answer.happened:
-        if standing.state not in (State.EXECUTING, State.IN_DOUBT):
+        sent = standing.state is State.RESERVED and standing.last_attempt_id is not None
+        if standing.state not in (State.EXECUTING, State.IN_DOUBT) and not sent:
             raise _refused(_not_in_doubt(standing), standing)
         return
     if standing.state is not State.IN_DOUBT:
