@@ -14,6 +14,7 @@ import pytest
 from tests.integration.store import (
     test_batches_of_200,
     test_claim,
+    test_contradictions,
     test_grants,
     test_guards,
     test_lists,
@@ -26,7 +27,19 @@ from tests.integration.store import (
 from tests.integration.store.races import Store
 
 from outbox_domain.reservation import Outcome
-from outbox_store import batches, claim, ledger_entries, lookups, receipts, reservations, reserve, resolve, settle, sweep
+from outbox_store import (
+    batches,
+    claim,
+    contradictions,
+    ledger_entries,
+    lookups,
+    receipts,
+    reservations,
+    reserve,
+    resolve,
+    settle,
+    sweep,
+)
 
 Battery = Callable[[Store], Awaitable[Any]]
 CAUGHT = (AssertionError, asyncpg.PostgresError, RuntimeError, pytest.fail.Exception)
@@ -156,6 +169,8 @@ STATEMENTS: list[tuple[str, ModuleType, str, str, str, Battery]] = [
     ("... that was sent", resolve, "RESOLVE", "and l.attempts > 0 and (l.attempt_id is null", "and (l.attempt_id is null", test_resolve.test_proof_of_what_was_never_sent_contradicts_it),
     ("... of an attempt of its own", resolve, "RESOLVE", "where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)\n      )) then", "where true\n      )) then", test_resolve.test_proof_of_what_was_never_sent_contradicts_it),
     ("what happened was not absent", resolve, "RESOLVE", "or (j.state = 'reserved' and a.id", "or (false and a.id", partial(test_resolve.test_it_happened_although_it_was_thought_absent, by="person", names=False, confidence="asserted")),
+    ("a receipt names an attempt", contradictions, "KEEP", "and not r.live and r.attempts > 0", "and not r.live", test_contradictions.test_what_was_never_sent_keeps_nothing),
+    ("one holder of a key is kept", contradictions, "KEEP", "  on conflict do nothing\n", "", partial(test_contradictions.test_the_key_is_taken_meanwhile, commit=True)),
     ("an input is erased, proofs", resolve, "RESOLVE", "j.next_state in ('succeeded', 'failed')\n), closed", "false\n), closed", test_resolve.test_it_happened_while_it_is_executed),
     ("a look-up is of a doubt", lookups, "BEGIN", "and r.state = 'in_doubt' and", "and", test_resolve.test_nobody_asks_about_what_is_no_doubt),
     ("a look-up is of the newest attempt", lookups, "BEGIN", "r.last_attempt_id = $3", "$3 = $3", test_lookups.test_a_resend_between_two_look_ups_throws_the_first_away),
