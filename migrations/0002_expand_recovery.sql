@@ -10,6 +10,10 @@ comment on column reservations.recovery_step is 'Which of the contract''s ways o
 comment on column reservations.absences is 'How many look-ups of the last attempt, sent after absence_counts_at, found nothing.';
 comment on column reservations.absent_at is 'When the last of these was sent: one answer is never counted twice.';
 
+-- What was thought unsent or absent may be proven to have happened before it is sent again.
+insert into reservation_transitions (from_state, to_state) values ('reserved', 'succeeded');
+alter table reservations add constraint reservation_sent check (state <> 'succeeded' or attempts > 0);
+
 create table breakers (
   organization_id uuid not null,
   connection_id uuid not null,

@@ -21,6 +21,8 @@ grant update (state, live, open_attempt_id, unknown_attempts, last_attempt_outco
   settled_at, person_asked_at, changed_at) on reservations to outbox_api;
 grant update (outcome, closed_at, closed_by, reason, proven_absent) on attempts to outbox_api;
 grant insert on receipts, contradictions, sealed_results to outbox_api;
+-- A person has looked at what contradicts a reservation.
+grant update (closed_at) on contradictions to outbox_api;
 grant update (sealed, expires_at) on sealed_results to outbox_api;
 grant select (organization_id, reservation_id), delete on sealed_inputs to outbox_api;
 grant update (due_at), delete on open_reservations to outbox_api;

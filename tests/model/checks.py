@@ -832,9 +832,11 @@ def transitions() -> Pairs:
         {**B, **ONE},
         {**A, **LEAN, "window": 6},
         {**C, **RESTORE, **ONE},
+        # Against what is assumed of look-ups: an effect is overlooked twice, and told while nothing newer was sent.
+        {**B, **LEAN, "misses_max": 2},
     )
     for world in worlds:
-        explore(Dispatch(dispatch.Rules(), dispatch.World(**world)), watch=watch)
+        explore(Dispatch(dispatch.Rules(), dispatch.World(**world), frozenset(dispatch.INVARIANTS)), watch=watch)
     explore(Authority(authority.Rules(), authority.World(resends=True)), watch=watch)
     return pairs
 

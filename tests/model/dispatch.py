@@ -463,7 +463,7 @@ class Dispatch:
         if row.key not in s.hooks or any(r.key == row.key and r.id > row.id for r in s.rows):
             return
         heard = s._replace(hooks=tuple(h for h in s.hooks if h != row.key))
-        if row.state in ("executing", "in_doubt"):
+        if row.state in ("executing", "in_doubt") or self.sent_before(row):
             yield f"webhook settles {row.id}", self.put(heard, i, self.succeed(row))
         elif row.state == "succeeded":
             yield f"webhook for {row.id}: known already", heard
@@ -504,7 +504,7 @@ class Dispatch:
     def settle_late(self, free: State, at: int, worker: Worker, label: str) -> Steps:
         """What an attempt reports that is not open any more: a success counts, and so does a provable nothing."""
         row, answer = free.rows[at], worker.answer
-        if answer == "s" and row.state in ("executing", "in_doubt"):
+        if answer == "s" and (row.state in ("executing", "in_doubt") or self.sent_before(row)):
             if self.rules.late_success_settles:
                 yield f"{label}: a late success -> succeeded", self.put(free, at, self.succeed(row))
             else:
@@ -523,6 +523,10 @@ class Dispatch:
             yield f"{label}: u is late, and the write was: frozen", self.put(free, at, self.freeze(row))
         else:
             yield f"{label}: {answer} is late, noted", free
+
+    def sent_before(self, row: Row) -> bool:
+        """Whether it is free to be sent again because what was sent of it was thought to have had no effect."""
+        return row.state == "reserved" and row.attempts != ""
 
     def may_take_back(self, s: State, row: Row, worker: Worker) -> bool:
         """A late "nothing was sent" counts for the newest attempt only, and never for one from before a restore."""

@@ -267,8 +267,8 @@ class Ledger:
         return self.note(one, attempt, report)
 
     def succeed(self, one: Reservation, attempt: Attempt, report: Report) -> str:
-        """A success settles from whichever attempt and however late; against anything closed it is a contradiction."""
-        if one.state not in (State.EXECUTING, State.IN_DOUBT):
+        """A success settles what is open from whichever attempt and however late; against anything closed it is a contradiction."""
+        if one.state in TERMINAL:
             if one.state is State.SUCCEEDED and one.reference == report.reference:
                 return self.note(one, attempt, report)
             assert report.reference is not None
@@ -356,7 +356,7 @@ class Ledger:
         """Write down what somebody else than the sender knows."""
         one = self.reservations[id]
         if answer.reference is not None:
-            return self.happened(one, answer.reference)
+            return self.happened(one, answer.attempt_id, answer.reference)
         if one.state is not State.IN_DOUBT or one.attempts[-1].id != answer.attempt_id:
             return "stale"
         assert one.absence_counts_at is not None
@@ -374,15 +374,18 @@ class Ledger:
         self.absent(one, answer)
         return "settled"
 
-    def happened(self, one: Reservation, reference: str) -> str:
-        """Proof of an effect settles what is open, at any time."""
+    def happened(self, one: Reservation, attempt_id: UUID | None, reference: str) -> str:
+        """Proof of an effect settles what is open and was sent, at any time."""
         if one.state is State.SUCCEEDED and one.reference == reference:
             return "known"
-        if one.state not in (State.EXECUTING, State.IN_DOUBT):
+        if one.state in TERMINAL or not one.attempts:
             self.contradictions.setdefault((one.id, reference), True)
             return "contradiction"
         if one.open is not None:
             one.open.outcome = Outcome.UNKNOWN
+        if one.state is State.RESERVED:
+            for attempt in one.attempts:
+                attempt.proven_absent &= attempt_id not in (None, attempt.id)
         one.begin_anew()
         one.state, one.reference, one.due_at = State.SUCCEEDED, reference, NEVER
         return "settled"

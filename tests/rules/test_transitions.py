@@ -40,7 +40,7 @@ def test_the_diagram_shows_exactly_the_transitions() -> None:
     arrows = drawn(LIFECYCLE.read_text(encoding="utf-8"))
     assert between_states(arrows) == in_domain()
     assert {state for state, following in arrows if following == "[*]"} == {str(state) for state in TERMINAL}
-    assert {following for state, following in arrows if state == "[*]"} == {"reserved", "awaiting_review"}
+    assert {following for state, following in arrows if state == "[*]"} == {"reserved", "awaiting_review", "succeeded"}
 
 
 def test_a_diagram_with_an_arrow_less_is_noticed() -> None:

@@ -282,6 +282,22 @@ async def test_class_b_is_done_again_after_absences_that_count(agent: httpx2.Asy
     assert (await settled(agent, second, external_reference="t-2")).status_code == 200
 
 
+async def test_a_client_succeeded_after_all(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """Its probes found nothing and nobody began again: the success it settles late counts, and the next caller has its receipt."""
+    first = await in_doubt_b(agent, scene)
+    for _ in range(2):
+        await let_absences_count(scene, first["reservation_id"])
+        begun, proven = await probed(agent, first, {"found": False})
+        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+        await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
+    assert proven.json()["state"] == "reserved"
+    told = await settled(agent, first, external_reference="t-1")
+    assert (told.status_code, told.json()["state"]) == (200, "succeeded"), told.text
+    replay = await agent.post("/v1/reservations", json=charge(contract=CLASS_B, time_limit_seconds=5))
+    assert replay.json()["receipt"] == told.json()["receipt"]
+    assert await scene.count("contradictions") == 0
+
+
 async def test_what_a_client_did_not_send_frees_its_key(agent: httpx2.AsyncClient, scene: Scene) -> None:
     """Unsent, deferred and void end as failed and free the key; none of it is taken up by a worker."""
     for say in ("unsent", "deferred"):

@@ -178,6 +178,21 @@ async def test_where_there_is_no_doubt(
         await worker.settle(attempt)
 
 
+async def test_it_happened_although_it_is_about_to_be_sent_again(
+    admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
+) -> None:
+    """Reserved again, because what was sent was thought absent: that it did not happen is said already, that it did settles it."""
+    id = await reserved(agent)
+    await worker.settle(await worker.claim(id), Outcome.UNSENT, again_seconds=60.0)
+    before = await standing(scene, id)
+    problem_of(await answer(admin, id, DID_NOT), 409, "not-in-doubt")
+    assert await standing(scene, id) == before
+    told = await answer(admin, id, HAPPENED)
+    assert (told.status_code, told.json()["state"]) == (200, "succeeded")
+    assert (await entry_of(admin, id))["from"] == "reserved"
+    assert (await agent.post("/v1/tool-calls", json=refund())).json()["receipt"] == told.json()["receipt"]
+
+
 async def test_what_the_receipt_says_already(
     admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn, scene: Scene
 ) -> None:
@@ -339,7 +354,8 @@ async def mail(agent: httpx2.AsyncClient, worker: StandIn, reference: str) -> UU
 async def test_the_summary(admin: httpx2.AsyncClient, agent: httpx2.AsyncClient, worker: StandIn) -> None:
     """By connection, tool, class and cause: how many, since when, the money at stake, what happens next, how many need a person."""
     empty = (await admin.get("/v1/doubts/summary")).json()
-    assert empty == {"count": 0, "needs_person": 0, "oldest": None, "amounts": [], "groups": [], "episodes": []}
+    nothing: dict[str, Any] = {"groups": [], "episodes": [], "contradictions": []}
+    assert empty == {"count": 0, "needs_person": 0, "oldest": None, "amounts": [], **nothing}
     for number in range(3):
         await doubt(agent, worker, f"pi_{number}", recovery_due=number > 0)
     await doubt(agent, worker, "pi_9", absence_in_seconds=NOT_YET, reason="connection reset")

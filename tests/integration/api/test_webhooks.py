@@ -14,7 +14,7 @@ from tests.integration.api.test_doubts import DID_NOT, answer, reserved, standin
 from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in, until
 from tests.support.invariants import assert_invariants
 
-from outbox_domain.reservation import Outcome
+from outbox_domain.reservation import Outcome, State
 from outbox_sandbox.webhooks import sign
 from outbox_store import webhooks_in
 from outbox_store.claim import Claimed, plant
@@ -137,6 +137,17 @@ async def test_an_event_ends_a_doubt_once(provider: Provider, agent: httpx2.Asyn
     assert await standing(scene, attempt.reservation_id) == row
     rows = await scene.fetch("select event_id, verdict from webhooks_in where {own} order by event_id")
     assert [(row["event_id"], row["verdict"]) for row in rows] == [("evt_1", "settled"), ("evt_2", "known")]
+
+
+async def test_an_event_of_what_is_reserved_again(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """An effect of what was thought unsent settles its reservation before it is sent again; its caller has the receipt."""
+    attempt = await provider.executing(agent)
+    assert (await provider.worker.settle(attempt, Outcome.UNSENT, again_seconds=60.0)).state is State.RESERVED
+    waiting = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "wait=20"}))
+    assert await provider.verdict(event()) == "settled"
+    told = (await asyncio.wait_for(waiting, 10.0)).json()
+    assert (told["state"], told["receipt"]["confidence"]) == ("succeeded", "confirmed-by-webhook")
+    assert (await standing(scene, attempt.reservation_id))["contradictions"] == 0
 
 
 async def test_an_event_against_a_closed_reservation(

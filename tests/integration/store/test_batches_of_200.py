@@ -97,7 +97,7 @@ class Reservation:
         current = self.open == settlement.attempt_id
         if settlement.receipt is not None:
             reference = settlement.receipt.external_reference
-            if self.open is not None or self.state is State.IN_DOUBT:
+            if self.state in (State.RESERVED, State.EXECUTING, State.IN_DOUBT):
                 if self.open is not None and not current:
                     self.attempts[self.open].outcome = Outcome.UNKNOWN
                 attempt.outcome, attempt.by_answer = outcome, True

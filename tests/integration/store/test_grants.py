@@ -57,6 +57,7 @@ ENDS_A_DOUBT = {
     "sealed_results": "sealed expires_at",
     "open_reservations": "due_at",
     "webhooks_in": "verdict",
+    "contradictions": "closed_at",
 }
 """What the API may change so that a person or a webhook ends a doubt (ADR 0011)."""
 
@@ -160,7 +161,8 @@ REFUSED_TO_THE_API = [
     "delete from attempts",
     "update receipts set owner = 'me'",
     "delete from receipts",
-    "update contradictions set closed_at = now()",
+    "update contradictions set operation_key = 'mine'",
+    "delete from contradictions",
     "delete from sealed_results",
     "update webhook_secrets set sealed = ''",
     "delete from webhooks_in",

@@ -42,7 +42,12 @@ def columns_of(state: State) -> dict[str, Any]:
     if state is State.IN_DOUBT:
         values |= {"doubt_since": "2026-01-01T00:00:00Z", "absence_counts_at": "2026-01-01T00:00:00Z", "unknown_attempts": 1}
     if state is State.SUCCEEDED:
-        values |= {"external_reference": "re_1", "settled_attempt_id": str(uuid4()), "settled_at": "2026-01-01T00:00:00Z"}
+        values |= {
+            "external_reference": "re_1",
+            "settled_attempt_id": str(uuid4()),
+            "settled_at": "2026-01-01T00:00:00Z",
+            "attempts": 1,
+        }
     if state is State.VOIDED:
         values["void_reason"] = "not-sent-in-time"
     return values
@@ -250,6 +255,7 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "reservation_no_effect": ("reservations", {**columns_of(State.FAILED), "external_reference": "re_1"}),
     "reservation_open_attempt": ("reservations", {**columns_of(State.EXECUTING), "open_attempt_id": None}),
     "reservation_run": ("reservations", _reserved(run_id=str(uuid4()))),
+    "reservation_sent": ("reservations", {**columns_of(State.SUCCEEDED), "attempts": 0}),
     "reservation_scope": ("reservations", _reserved(scope="run:thread-1")),
     "reservation_state": ("reservations", _reserved(state="lost", live=False)),
     "reservation_voided": ("reservations", {**columns_of(State.VOIDED), "unknown_attempts": 1}),

@@ -14,6 +14,7 @@ import pytest
 from tests.integration.store import (
     test_batches_of_200,
     test_claim,
+    test_contradictions,
     test_grants,
     test_guards,
     test_lists,
@@ -26,7 +27,19 @@ from tests.integration.store import (
 from tests.integration.store.races import Store
 
 from outbox_domain.reservation import Outcome
-from outbox_store import batches, claim, ledger_entries, lookups, receipts, reservations, reserve, resolve, settle, sweep
+from outbox_store import (
+    batches,
+    claim,
+    contradictions,
+    ledger_entries,
+    lookups,
+    receipts,
+    reservations,
+    reserve,
+    resolve,
+    settle,
+    sweep,
+)
 
 Battery = Callable[[Store], Awaitable[Any]]
 CAUGHT = (AssertionError, asyncpg.PostgresError, RuntimeError, pytest.fail.Exception)
@@ -148,8 +161,16 @@ STATEMENTS: list[tuple[str, ModuleType, str, str, str, Battery]] = [
     ("a proof closes the open attempt", resolve, "RESOLVE", "(a.id = j.open_attempt_id or (j.next_state", "((j.next_state", test_resolve.test_it_happened_while_it_is_executed),
     ("another reference contradicts, proofs", resolve, "RESOLVE", "and l.state = 'succeeded' and l.external_reference = l.receipt_reference then", "and l.state = 'succeeded' then", partial(test_resolve.test_two_proofs_at_once, second="re_2", verdict="contradiction")),
     ("doubts are judged under their lock", resolve, "RESOLVE", "  for update of r\n", "", test_resolve.test_an_absence_that_waited_for_a_success),
-    ("absence is written on the attempts", resolve, "RESOLVE", "a.proven_absent or (j.next_state", "a.proven_absent and (j.next_state", test_resolve.test_a_late_write_after_a_persons_absence_refuses_the_key),
+    ("absence is written on the attempts", resolve, "RESOLVE", "(a.proven_absent or coalesce", "(a.proven_absent and coalesce", test_resolve.test_a_late_write_after_a_persons_absence_refuses_the_key),
     ("a stored failure changes the provider key", resolve, "RESOLVE", "and j.next_state = 'reserved' and r.stored_failure)::int", "and false)::int", partial(test_resolve.test_a_stored_failure_that_proved_absent_changes_the_provider_key_for_good, ends="voided")),
+    ("a success settles what is reserved again", settle, "SETTLE", "when l.outcome = 'succeeded' and l.state = 'reserved' then 'settled'", "", test_resolve.test_a_success_of_what_was_thought_absent_is_kept),
+    ("... by an attempt of its own", settle, "SETTLE", "select from attempts a where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)\n      ) then", "select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)\n      ) then", partial(test_settle.test_a_success_that_speaks_of_no_attempt_of_what_is_reserved_settles_nothing, whose="another reservation's")),
+    ("proof settles what is reserved again", resolve, "RESOLVE", "when l.happened and l.state = 'reserved' and l.attempts > 0 and", "when false and", partial(test_resolve.test_it_happened_although_it_was_thought_absent, by="webhook", names=False, confidence="confirmed-by-webhook")),
+    ("... that was sent", resolve, "RESOLVE", "and l.attempts > 0 and (l.attempt_id is null", "and (l.attempt_id is null", test_resolve.test_proof_of_what_was_never_sent_contradicts_it),
+    ("... of an attempt of its own", resolve, "RESOLVE", "where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)\n      )) then", "where true\n      )) then", test_resolve.test_proof_of_what_was_never_sent_contradicts_it),
+    ("what happened was not absent", resolve, "RESOLVE", "or (j.state = 'reserved' and a.id", "or (false and a.id", partial(test_resolve.test_it_happened_although_it_was_thought_absent, by="person", names=False, confidence="asserted")),
+    ("a receipt names an attempt", contradictions, "KEEP", "and not r.live and r.attempts > 0", "and not r.live", test_contradictions.test_what_was_never_sent_keeps_nothing),
+    ("one holder of a key is kept", contradictions, "KEEP", "  on conflict do nothing\n", "", partial(test_contradictions.test_the_key_is_taken_meanwhile, commit=True)),
     ("an input is erased, proofs", resolve, "RESOLVE", "j.next_state in ('succeeded', 'failed')\n), closed", "false\n), closed", test_resolve.test_it_happened_while_it_is_executed),
     ("a look-up is of a doubt", lookups, "BEGIN", "and r.state = 'in_doubt' and", "and", test_resolve.test_nobody_asks_about_what_is_no_doubt),
     ("a look-up is of the newest attempt", lookups, "BEGIN", "r.last_attempt_id = $3", "$3 = $3", test_lookups.test_a_resend_between_two_look_ups_throws_the_first_away),

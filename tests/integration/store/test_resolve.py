@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from tests.integration.store.races import Store
 from tests.integration.store.test_lookups import absent, begin, due, in_doubt, past_the_time
+from tests.integration.store.test_strategies import run_of
 from tests.support.ledger import TRIES_MAX, claimed, settled, settlement_of
 
 from outbox_domain.reservation import Outcome, State
@@ -146,11 +147,13 @@ async def test_a_late_write_while_what_was_thought_absent_is_sent_again(store: S
 
 
 async def test_a_success_of_what_was_thought_absent_is_kept(store: Store) -> None:
-    """Reserved again, it parks the key; sent again, it settles with its receipt and closes the newer attempt."""
+    """Reserved again, it settles with its receipt and nothing is sent any more; sent again, it closes the newer attempt too."""
     row, attempt = await thought_absent(store)
-    assert (await settled(store.worker, attempt, SUCCEEDED)).verdict == "contradiction"
     await due(store, row)
-    assert await claim(store.worker, [wish(row)]) == [NotClaimed(reservation_id=row.id, reason="parked")]
+    assert await settled(store.worker, attempt, SUCCEEDED) == Settled(verdict="settled", state=State.SUCCEEDED)
+    assert await claim(store.worker, [wish(row)]) == [NotClaimed(reservation_id=row.id, reason="gone")]
+    answered = await store.attempt(attempt.attempt_id)
+    assert (answered["outcome"], answered["proven_absent"]) == ("succeeded", False)
     other, first = await thought_absent(store)
     await due(store, other)
     second = await claimed(store.worker, other)
@@ -158,6 +161,39 @@ async def test_a_success_of_what_was_thought_absent_is_kept(store: Store) -> Non
     closed = await store.attempt(second.attempt_id)
     assert (closed["outcome"], closed["closed_by"]) == ("unknown", "other-attempt")
     assert await store.count("receipts", f"reservation_id = '{other.id}' and attempt_id = '{first.attempt_id}'") == 1
+
+
+@pytest.mark.parametrize(
+    ("by", "names", "confidence"),
+    [("webhook", False, "confirmed-by-webhook"), ("person", False, "asserted"), ("lookup", True, "confirmed-by-lookup")],
+)
+async def test_it_happened_although_it_was_thought_absent(store: Store, by: str, names: bool, confidence: str) -> None:
+    """Reserved again and not sent since: proof settles it, its attempt is absent no more, its run goes on, its object ends with its request."""
+    row, attempt = await thought_absent(store, object_key=f"label:{uuid4()}", blocks_run=True, **await run_of(store))
+    named = attempt.attempt_id if names else None
+    proof = said(row, named, reference="re_1", by=by)
+    assert await told(store.api, proof) == Resolved(verdict="settled", state=State.SUCCEEDED, counts_at=None)
+    assert (await told(store.api, proof)).verdict == "known"
+    closed = await store.attempt(attempt.attempt_id)
+    assert (closed["outcome"], closed["closed_by"], closed["proven_absent"]) == ("unknown", "answer", False)
+    assert await store.one("select confidence from receipts where reservation_id = $1", row.id) == confidence
+    for table in ("sealed_inputs", "open_reservations", "blocked_runs"):
+        assert await store.count(table, f"reservation_id = '{row.id}'") == 0
+    assert await store.count("open_objects", f"reservation_id = '{row.id}' and quiet_at > now()") == 1
+    assert await claim(store.worker, [wish(row)]) == [NotClaimed(reservation_id=row.id, reason="gone")]
+    assert (await store.entries(row.id))[-1] == ("settled", "reserved", "succeeded")
+
+
+async def test_proof_of_what_was_never_sent_contradicts_it(store: Store) -> None:
+    """What has no attempt, or not the one that is named, has no effect of its own: its key is refused until a person has looked."""
+    never = store.world.row()
+    assert await reserve(store.api, [never]) == [Won(id=never.id)]
+    again, _ = await thought_absent(store)
+    _, foreign = await thought_absent(store)
+    for row, named in ((never, None), (again, foreign.attempt_id), (again, uuid4())):
+        proof = said(row, named, reference=f"re_{uuid4()}", by="webhook")
+        assert await told(store.api, proof) == Resolved(verdict="contradiction", state=State.RESERVED, counts_at=None)
+    assert await store.count("receipts") == 0
 
 
 # What is counted, and for how long.
@@ -299,6 +335,42 @@ async def test_a_success_that_waited_for_an_absence(store: Store) -> None:
     verdict = await store.beside(fails, lambda other: settled(other, attempt, SUCCEEDED))
     assert verdict == Settled(verdict="contradiction", state=State.FAILED)
     assert await store.count("contradictions") == 1
+
+
+@pytest.mark.parametrize("by", ["answer", "webhook"])
+async def test_a_success_that_waited_for_the_absence_that_frees(store: Store, by: str) -> None:
+    """It finds the reservation reserved again, and settles it."""
+    row, attempt = await in_doubt(store)
+
+    async def finds_nothing(holder: Connection) -> None:
+        assert (
+            await told(holder, said(row, attempt.attempt_id, by="lookup", asked_at=None, then="resend"))
+        ).state is State.RESERVED
+
+    async def succeeds(other: Connection) -> Settled | Resolved:
+        if by == "answer":
+            return await settled(other, attempt, SUCCEEDED)
+        return await told(other, said(row, reference="re_1", by="webhook"))
+
+    found = await store.beside(finds_nothing, succeeds)
+    assert (found.verdict, found.state) == ("settled", State.SUCCEEDED)
+    assert (await store.attempt(attempt.attempt_id))["proven_absent"] is False
+
+
+async def test_a_proof_that_waited_for_the_next_sending_closes_it(store: Store) -> None:
+    """Thought absent and sent again meanwhile: the attempt that the proof could not see is closed."""
+    row, _ = await thought_absent(store)
+    await due(store, row)
+    wanted = wish(row)
+
+    async def sends_again(holder: Connection) -> None:
+        [verdict] = await claim(holder, [wanted])
+        assert isinstance(verdict, Claimed)
+
+    found = await store.beside(sends_again, lambda other: told(other, said(row, reference="re_1", by="webhook")))
+    assert (found.verdict, found.state) == ("settled", State.SUCCEEDED)
+    closed = await store.attempt(wanted.attempt_id)
+    assert (closed["outcome"], closed["closed_by"]) == ("unknown", "webhook")
 
 
 async def test_a_late_write_that_waited_for_the_last_absence(store: Store) -> None:

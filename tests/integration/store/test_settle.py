@@ -454,9 +454,9 @@ async def test_settling_what_does_not_exist_is_missing(store: Store) -> None:
     assert await settle_all(store.worker, []) == []
 
 
-@pytest.mark.parametrize("closed", ["failed", "voided", "reserved"])
+@pytest.mark.parametrize("closed", ["failed", "voided"])
 async def test_proof_against_what_was_settled_is_a_contradiction(store: Store, closed: str) -> None:
-    """A success of a refused, withdrawn or never sent reservation is noted once, changes no state and blocks the key."""
+    """A success of a refused or withdrawn reservation is noted once, changes no state and blocks the key."""
     attempt = await sent(store, key=f"refund:pi_{uuid4().hex}")
     await settled(store.worker, attempt, REJECTED if closed == "failed" else UNSENT)
     if closed == "voided":
@@ -474,11 +474,66 @@ async def test_proof_against_what_was_settled_is_a_contradiction(store: Store, c
     assert await store.count("receipts") == 0
     again = store.world.row(attempt.operation_key)
     [verdict] = await reserve(store.api, [again])
-    if closed == "reserved":
-        [parked] = await claim(store.worker, [claim_of(NewRow(attempt))])
-        assert parked == NotClaimed(reservation_id=attempt.reservation_id, reason="parked")
-    else:
-        assert isinstance(verdict, Contradicted)
+    assert isinstance(verdict, Contradicted)
+
+
+@pytest.mark.parametrize("outcome", [UNSENT, DEFERRED])
+@pytest.mark.parametrize("newest", [True, False], ids=["of the newest attempt", "of an earlier one"])
+async def test_a_success_of_what_is_reserved_again_settles_it(store: Store, outcome: Outcome, newest: bool) -> None:
+    """It has its receipt, its input is gone, nobody looks at it any more, and it is never sent again."""
+    first = await sent(store)
+    await settled(store.worker, first, outcome)
+    last = await sent_again(store, first)
+    await settled(store.worker, last, outcome)
+    proof = settlement_of(last if newest else first, SUCCEEDED, late_write=True)
+    assert proof.receipt is not None
+    assert await settle_all(store.worker, [proof]) == [Settled(verdict="settled", state=State.SUCCEEDED)]
+    assert await settle_all(store.worker, [proof]) == [Settled(verdict="already", state=State.SUCCEEDED)]
+    record = await store.reservation(first.reservation_id)
+    assert (record["external_reference"], record["settled_attempt_id"], record["tries"]) == (
+        proof.receipt.external_reference,
+        proof.attempt_id,
+        2,
+    )
+    assert record["due_seconds"] is None
+    assert await store.one("select confidence from receipts where attempt_id = $1", proof.attempt_id) == "confirmed"
+    assert [(await store.attempt(attempt.attempt_id))["outcome"] for attempt in (first, last)].count("succeeded") == 1
+    assert await store.count("sealed_inputs", f"reservation_id = '{first.reservation_id}'") == 0
+    assert (await store.entries(first.reservation_id))[-1] == ("settled", "reserved", "succeeded")
+    assert await store.count("contradictions") == 0
+    assert await claim(store.worker, [claim_of(NewRow(first))]) == [
+        NotClaimed(reservation_id=first.reservation_id, reason="gone")
+    ]
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another reservation's"])
+async def test_a_success_that_speaks_of_no_attempt_of_what_is_reserved_settles_nothing(store: Store, whose: str) -> None:
+    """Neither what was never sent, nor what was, is settled by an attempt that it has not: nothing is written at all."""
+    never, again = store.world.row(), await sent(store)
+    assert await reserve(store.api, [never]) == [Won(id=never.id)]
+    await settled(store.worker, again, UNSENT)
+    foreign = uuid4() if whose == "nobody's" else (await sent(store)).attempt_id
+    for id in (never.id, again.reservation_id):
+        before = await store.reservation(id)
+        proof = settlement_of(again, SUCCEEDED, reservation_id=id, attempt_id=foreign)
+        assert await settle_all(store.worker, [proof]) == [Settled(verdict="unknown-attempt", state=State.RESERVED)]
+        after = await store.reservation(id)
+        assert (after["state"], after["changed_at"]) == ("reserved", before["changed_at"])
+    assert await store.count("receipts") == 0
+    assert await store.count("contradictions") == 0
+
+
+@pytest.mark.parametrize("outcome", [REJECTED, DEFERRED, UNKNOWN])
+async def test_what_else_is_told_of_what_is_reserved_again_is_evidence(store: Store, outcome: Outcome) -> None:
+    """Only a success counts while nothing is under way: a refusal, a deferral or an unknown moves nothing."""
+    first = await sent(store)
+    await settled(store.worker, first, UNSENT)
+    before = await store.reservation(first.reservation_id)
+    assert await settled(store.worker, first, outcome) == Settled(verdict="evidence", state=State.RESERVED)
+    after = await store.reservation(first.reservation_id)
+    assert (after["state"], after["tries"], after["changed_at"]) == ("reserved", 1, before["changed_at"])
+    attempt = await store.attempt(first.attempt_id)
+    assert (attempt["outcome"], attempt["late_outcome"]) == ("unsent", outcome)
 
 
 @pytest.mark.parametrize("same_attempt", [True, False])
@@ -666,6 +721,35 @@ async def test_a_late_success_that_waited_for_a_resend_closes_it(store: Store, l
     closed = await store.attempt(second[0].attempt_id)
     assert (closed["outcome"], closed["closed_by"]) == ("unknown", "other-attempt")
     assert (await store.reservation(first.reservation_id))["settled_attempt_id"] == first.attempt_id
+
+
+async def test_a_success_of_what_was_thought_unsent_waits_for_the_next_sending(store: Store) -> None:
+    """The claim came first: the success closes the attempt that it opened, although it could not see it."""
+    first = await sent(store)
+    await settled(store.worker, first, UNSENT)
+    second: list[Claimed] = []
+
+    async def sends(holder: Connection) -> None:
+        second.append(await sent_again(store, first, holder))
+
+    verdicts = await store.beside(sends, lambda other: settle_all(other, [settlement_of(first, SUCCEEDED)]))
+    assert verdicts == [Settled(verdict="settled", state=State.SUCCEEDED)]
+    closed = await store.attempt(second[0].attempt_id)
+    assert (closed["outcome"], closed["closed_by"]) == ("unknown", "other-attempt")
+    assert (await store.reservation(first.reservation_id))["settled_attempt_id"] == first.attempt_id
+
+
+async def test_the_next_sending_waits_for_a_success_of_what_was_thought_unsent(store: Store) -> None:
+    """The success came first: nothing is sent any more."""
+    first = await sent(store)
+    await settled(store.worker, first, UNSENT)
+
+    async def succeeds(holder: Connection) -> None:
+        await settled(holder, first, SUCCEEDED)
+
+    verdicts = await store.beside(succeeds, lambda other: claim(other, [claim_of(NewRow(first))]))
+    assert verdicts == [NotClaimed(reservation_id=first.reservation_id, reason="gone")]
+    assert await store.count("attempts") == 1
 
 
 async def test_a_late_write_that_waited_for_a_resend_freezes_it(store: Store) -> None:

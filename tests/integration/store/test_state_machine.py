@@ -623,7 +623,7 @@ class Books(Machine):
     @precondition(lambda self: self.denied())
     @rule(pick=PICKS, report=st.sampled_from([report for report in REPORTS if report.reference]))
     def contradict(self, pick: int, report: Report) -> None:
-        """An attempt reports an effect that its reservation denies."""
+        """An attempt reports an effect that its reservation denies, or is about to send again."""
         found = self.denied()
         self.say(found[-1 - pick % len(found)], report, again=False)
 
@@ -957,7 +957,8 @@ def test_the_books_are_those_of_the_reference(drive: Drive) -> None:
         *("in_doubt -> succeeded", "in_doubt -> reserved", "resolve: settled", "resolve: too-early"),
     }
     rarely = {
-        *("claim: no-resend", "executing in a resend -> in_doubt", "reserved -> in_doubt", "executing -> succeeded by webhook"),
+        *("claim: no-resend", "executing in a resend -> in_doubt", "executing -> succeeded by webhook"),
+        *("reserved -> in_doubt", "reserved -> succeeded"),
         *(f"resolve: {verdict}" for verdict in ("noted", "stale", "known", "contradiction")),
         # A look-up that finds is met by `Promise`, where providers keep effects to be found.
         *(f"in_doubt -> succeeded by {by}" for by in ("webhook", "person")),
@@ -1049,6 +1050,13 @@ def written_after_all(books: Books) -> None:
     books.report(books.claims[0], kind(Outcome.UNKNOWN, late_write=True))
 
 
+def there_after_all(books: Books) -> None:
+    """What was thought absent, and is to be sent again, had happened."""
+    books.fall_into_doubt("B")
+    books.find_absent(0, resends=True, person=False, once=False)
+    books.report(books.claims[0], kind(Outcome.SUCCEEDED, reference="re_1"))
+
+
 def written_late(books: Books) -> None:
     """What was written late takes its time from then on."""
     books.fall_into_doubt("B")
@@ -1072,6 +1080,7 @@ WITHOUT: list[tuple[str, Callable[[Books], None], ModuleType, str, str, str]] = 
     ("it takes several absences", partial(absent, times=1), resolve_module, "RESOLVE", "when l.absences + 1 < l.absences_needed then", "when false then"),
     ("one answer is one absence", partial(absent, times=2), resolve_module, "RESOLVE", "when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'", ""),
     ("a late write of what was thought absent is a doubt", written_after_all, settle_module, "SETTLE", "when l.disproves and l.state = 'reserved' then 'settled'", ""),
+    ("a success settles what is reserved again", there_after_all, settle_module, "SETTLE", "when l.outcome = 'succeeded' and l.state = 'reserved' then 'settled'", ""),
     ("a late write puts off when an absence counts", written_late, settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
 INDEX = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"

@@ -78,6 +78,8 @@ _REGISTRY: tuple[tuple[str, str, RetryAction], ...] = (
     ("in-doubt", "It was sent and nobody knows yet whether it happened", "wait"),
     ("contradiction", "Proof of an effect contradicts what was settled", "ask-human"),
     ("not-in-doubt", "There is no doubt that could be answered", "never"),
+    ("not-contradicted", "There is no contradiction that could be closed", "never"),
+    ("operation-open", "Another reservation of the same operation is not finished", "wait"),
     ("object-busy", "Another operation on the same object is not finished", "wait"),
     ("occurrence-open", "An earlier occurrence of the same operation is not finished", "wait"),
     ("run-blocked", "An effect of this run is in doubt, and nothing new is begun in it until that is over", "wait"),

@@ -44,7 +44,7 @@ class Confidence(StrEnum):
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
         State.AWAITING_REVIEW: frozenset({State.RESERVED, State.DENIED, State.VOIDED}),
-        State.RESERVED: frozenset({State.EXECUTING, State.VOIDED, State.IN_DOUBT}),
+        State.RESERVED: frozenset({State.EXECUTING, State.SUCCEEDED, State.VOIDED, State.IN_DOUBT}),
         State.EXECUTING: frozenset({State.SUCCEEDED, State.FAILED, State.IN_DOUBT, State.RESERVED}),
         State.IN_DOUBT: frozenset({State.EXECUTING, State.SUCCEEDED, State.FAILED, State.RESERVED}),
         State.SUCCEEDED: frozenset(),

@@ -328,6 +328,20 @@ class NotInDoubtError(OutboxError):
     action = "never"
 
 
+class NotContradictedError(OutboxError):
+    """There is no contradiction that could be closed."""
+
+    code = "not-contradicted"
+    action = "never"
+
+
+class OperationOpenError(OutboxError):
+    """Another reservation of the same operation is not finished."""
+
+    code = "operation-open"
+    action = "wait"
+
+
 class AbsenceTooEarlyError(OutboxError):
     """That it did not happen does not count yet."""
 
@@ -505,6 +519,8 @@ ERRORS: Mapping[str, type[OutboxError]] = MappingProxyType(
             OccurrenceOpenError,
             RunBlockedError,
             NotInDoubtError,
+            NotContradictedError,
+            OperationOpenError,
             AbsenceTooEarlyError,
             RecoveryDueError,
             CountDiffersError,

@@ -212,7 +212,7 @@ select {", ".join(RequesterView.__dataclass_fields__)} from tool_calls where org
 """  # noqa: S608 - names of columns only
 EVIDENCE = """
 select at, kind, attempt_id, detail from ledger_entries
-where organization_id = $1 and reservation_id = $2 and kind in ('evidence', 'contradiction', 'variance') order by xid, id limit 1000
+where organization_id = $1 and reservation_id = $2 and kind in ('evidence', 'contradiction', 'examined', 'variance') order by xid, id limit 1000
 """
 
 

@@ -1,9 +1,10 @@
 """What ends a doubt from outside the attempt: a look-up, a verified webhook, or a person. One set-based statement.
 
-*It happened* settles executing and doubtful reservations at any time, whichever attempt it speaks of; against a closed
-one it is a contradiction. *It is absent* counts only when it was asked after `absence_counts_at`, about the newest
-attempt, while the row still stands where it stood; otherwise it is thrown away. One answer counts once, however often it is
-written down. Source: design section 4, rules of doubt.
+*It happened* settles executing and doubtful reservations at any time, whichever attempt it speaks of, and those that are
+reserved again because what was sent was thought to have had no effect; against a closed one, or one that was never sent, it is
+a contradiction. *It is absent* counts only when it was asked after `absence_counts_at`, about the newest attempt, while the row
+still stands where it stood; otherwise it is thrown away. One answer counts once, however often it is written down. Source:
+design section 4, rules of doubt.
 
 The absence of a supposed attempt, one that stands for what may have been sent before a loss, lets the reservation be sent whoever
 proves it: it never was. And no absence counts on a Postgres that was not compared with the marks yet (`outbox_store.epochs`).
@@ -121,6 +122,9 @@ with input as (
         case when l.open_attempt_id is null or exists (
           select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.open_attempt_id)
         ) then 'settled' else 'again' end
+      when l.happened and l.state = 'reserved' and l.attempts > 0 and (l.attempt_id is null or exists (
+        select from attempts a where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
+      )) then 'settled'
       when l.happened and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'known'
       when l.happened then 'contradiction'
       when l.state <> 'in_doubt' or l.last_attempt_id is distinct from l.attempt_id then 'stale'
@@ -181,10 +185,13 @@ with input as (
     closed_at = coalesce(a.closed_at, now()),
     closed_by = coalesce(a.closed_by, j.said_how),
     reason = coalesce(a.reason, j.reason),
-    proven_absent = a.proven_absent or (j.next_state <> 'succeeded' and coalesce(a.outcome, 'unknown') = 'unknown')
+    -- What happened was not absent; where nobody says of which attempt, none of them is known to have been.
+    proven_absent = j.next_state <> 'succeeded' and (a.proven_absent or coalesce(a.outcome, 'unknown') = 'unknown')
   from judged j
   where j.verdict = 'settled' and (a.organization_id, a.reservation_id) = (j.organization_id, j.id)
-    and (a.id = j.open_attempt_id or (j.next_state <> 'succeeded' and a.outcome = 'unknown'))
+    and (a.id = j.open_attempt_id or (j.next_state <> 'succeeded' and a.outcome = 'unknown')
+      -- Also one that was found absent by whoever this waited for, which only the row itself shows.
+      or (j.state = 'reserved' and a.id = coalesce(j.attempt_id, a.id)))
 ), receipted as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)

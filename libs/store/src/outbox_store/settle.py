@@ -1,8 +1,9 @@
 """T3: close an attempt and say where its reservation stands now. One set-based statement.
 
 An outcome speaks of its own attempt only: while an earlier attempt is unknown, a later one that was refused or never
-sent leaves the reservation in doubt. A success with a receipt settles from whichever attempt and however late. Both
-rules, and why, are in design section 4; the decision is taken from the reservation's own columns under its own lock.
+sent leaves the reservation in doubt. A success with a receipt settles from whichever attempt and however late, also while the
+reservation is reserved again because that attempt was thought to have had no effect. Both rules, and why, are in design
+section 4; the decision is taken from the reservation's own columns under its own lock.
 What came too late to decide anything is noted on its attempt, so that the same settlement sent again adds nothing. One
 thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile,
 and puts off the time from which an absence counts: what left after the lease commits later than a lapse could know. Where
@@ -98,7 +99,7 @@ class Settled:
         verdict: `settled` (the row moved, or the attempt's own doubt was closed), `already` (this very settlement was
             committed before), `evidence` (too late to change the state; noted), `contradiction` (proof against what was
             settled; noted, and the key is blocked), `missing` (there is no such reservation any more), `unknown-attempt` (a success of
-            an attempt that the ledger has lost, whose reservation is not in doubt yet: nothing was written, it has to be sent again).
+            an attempt that is none of a reservation that was not sent yet, or has been lost: nothing was written, it has to be sent again).
         state: where the reservation stands now; None when missing.
     """
 
@@ -143,8 +144,10 @@ with input as (
         ) then 'settled' else 'again' end
       when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'late'
       when l.outcome = 'succeeded' and l.state in ('awaiting_review', 'reserved') and not exists (
-        select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)
+        select from attempts a where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
       ) then 'unknown-attempt'
+      -- It was thought unsent, deferred or absent, and is not: nothing newer was sent, and nothing will be.
+      when l.outcome = 'succeeded' and l.state = 'reserved' then 'settled'
       when l.outcome = 'succeeded' then 'contradiction'
       when l.outcome = 'unsent' and l.state = 'in_doubt' and l.last_attempt_id = l.attempt_id and l.last_attempt_outcome = 'unknown'
         and l.epoch = l.attempt_epoch and not l.late_write then 'settled'

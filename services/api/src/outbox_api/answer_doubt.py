@@ -58,8 +58,12 @@ class DoubtAnswer:
 MEMBERS = ("as", "external_reference", "reason", "evidence", "override", "batch_id")
 
 
-def read_answer(document: object) -> DoubtAnswer:
+def read_answer(document: object, members: tuple[str, ...] = MEMBERS) -> DoubtAnswer:
     """A person's answer from the body of a request.
+
+    Args:
+        document: the body.
+        members: which it may have.
 
     Raises:
         OutboxError: `invalid-request` with the member at fault.
@@ -67,7 +71,7 @@ def read_answer(document: object) -> DoubtAnswer:
     if not isinstance(document, dict):
         refuse("$", "an object with the members as, reason and evidence")
     for name in document:
-        if name not in MEMBERS:
+        if name not in members:
             refuse(json_text.member_path("$", name), "no such field")
     happened = read_verdict(document)
     reference = read_text(document, "external_reference", bytes_max=REFERENCE_BYTES_MAX)
@@ -112,7 +116,7 @@ async def answer_doubt(
     key.require(Capability.RESOLVE_DOUBTS)
     async with transaction(pool) as tx:
         standing = await hold(tx, key.organization_id, reservation_id)
-        if standing is None or not _reaches(key, standing):
+        if standing is None or not reaches(key, standing):
             raise OutboxError("not-found", "There is nothing under this address that this key reaches.")
         if answer.happened and standing.state is State.SUCCEEDED and standing.external_reference == answer.external_reference:
             return "known"
@@ -122,14 +126,15 @@ async def answer_doubt(
             raise resolved.error
         if resolved.verdict == "too-early":
             # It was not, a moment ago: this Postgres has not been compared with what is known of the ledger yet.
-            raise _refused(unavailable(), standing)
+            raise refused(unavailable(), standing)
         if resolved.verdict != "settled":
             # The row was held since it was judged, so nothing else can be right; leaving the block undoes all of it.
             raise RuntimeError(f"a person's answer to the doubt {reservation_id} came to {resolved.verdict}")
     return "settled"
 
 
-def _reaches(key: ScopedKey, standing: Standing) -> bool:
+def reaches(key: ScopedKey, standing: Standing) -> bool:
+    """Whether a reservation is among those that a person's key may speak of."""
     return (
         standing.environment_id == key.environment_id
         and key.reaches(standing.tool, standing.provider)
@@ -141,18 +146,20 @@ def _reaches(key: ScopedKey, standing: Standing) -> bool:
 def _judge(standing: Standing, answer: DoubtAnswer) -> None:
     """Refuse an answer that the rules of doubt do not take."""
     if answer.happened:
-        if standing.state not in (State.EXECUTING, State.IN_DOUBT):
-            raise _refused(_not_in_doubt(standing), standing)
+        sent = standing.state is State.RESERVED and standing.last_attempt_id is not None
+        if standing.state not in (State.EXECUTING, State.IN_DOUBT) and not sent:
+            raise refused(_not_in_doubt(standing), standing)
         return
     if standing.state is not State.IN_DOUBT:
-        raise _refused(_not_in_doubt(standing), standing)
+        raise refused(_not_in_doubt(standing), standing)
     if standing.absence_counts_seconds:
-        raise _refused(_too_early(standing), standing)
+        raise refused(_too_early(standing), standing)
     if standing.recovery_due and not answer.override:
-        raise _refused(_still_due(standing), standing)
+        raise refused(_still_due(standing), standing)
 
 
-def _refused(error: OutboxError, standing: Standing) -> Refused:
+def refused(error: OutboxError, standing: Standing) -> Refused:
+    """A problem with where the reservation stands."""
     return Refused(error, Facts(reservation_id=standing.id, state=standing.state))
 
 

@@ -48,6 +48,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "in-doubt": 409,
         "contradiction": 409,
         "not-in-doubt": 409,
+        "not-contradicted": 409,
+        "operation-open": 409,
         "object-busy": 409,
         "occurrence-open": 409,
         "run-blocked": 409,

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from outbox_api import answer_doubt, clear_epoch, work_doubts
+from outbox_api import answer_doubt, clear_epoch, close_contradiction, work_doubts
 from outbox_api.errors import STATUS
 from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
@@ -246,6 +246,19 @@ def _paths() -> Document:
                 parameters=["ReservationId", "IdempotencyKey"],
                 body="DoubtAnswer",
                 answers={"200": _answer("The reservation, settled so.", "Reservation")},
+                problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/reviews/contradictions/{reservation_id}": {
+            "post": _operation(
+                "closeContradiction",
+                "doubts",
+                "Say what is true where proof of an effect contradicts a closed reservation. For members who may resolve doubts. "
+                "That it happened gives callers of the operation a receipt; that it did not, because the proof was wrong or the "
+                "effect was undone, frees the operation key, and counts only when nothing can be on its way any more.",
+                parameters=["ReservationId", "IdempotencyKey"],
+                body="ContradictionAnswer",
+                answers={"200": _answer("The reservation that has the receipt, or the contradicted one.", "Reservation")},
                 problems=(400, 401, 403, 404, 409, 413, 415, 422, 500, 503),
             )
         },
@@ -509,6 +522,7 @@ def _schemas() -> Document:
         "review": {"type": "null"},
         "run": _nullable(_ref("Run")),
     }
+    contradiction: Document = {"external_references": _list(_TEXT), "since": _TIME}
     required = tuple(name for name in skeleton if name != "decision")
     tool_call: Document = {
         "tool": _NAME,
@@ -570,7 +584,9 @@ def _schemas() -> Document:
         "Reservation": {
             "type": "object",
             "description": "The members of every answer, and what the reservation was made of.",
-            "properties": skeleton | {name: _list(_OBJECT) for name in ("attempts", "requesters", "evidence")},
+            "properties": skeleton
+            | {name: _list(_OBJECT) for name in ("attempts", "requesters", "evidence")}
+            | {"contradiction": _nullable(_closed(contradiction, required=tuple(contradiction)))},
             "required": list(required),
         },
         **_doubt_schemas(),
@@ -760,6 +776,13 @@ def _doubt_schemas() -> Document:
         "oldest": _TIME,
         "amounts": money,
     }
+    contradicted: Document = {
+        "reservation_id": _UUID,
+        **{name: _TEXT for name in ("connection", "tool", "operation_key")},
+        "state": {"enum": [str(state) for state in State]},
+        "external_references": _list(_TEXT),
+        "since": _TIME,
+    }
     batch: Document = {
         "where": _closed(_where(), required=()),
         "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
@@ -791,13 +814,17 @@ def _doubt_schemas() -> Document:
     assert {*batch, "rate_per_second"} == {*doubts.RECHECK_MEMBERS}, "the document names the members that are read"
     return {
         "DoubtAnswer": _closed(single, required=("as", "reason", "evidence")),
+        "ContradictionAnswer": _closed(
+            {name: single[name] for name in close_contradiction.MEMBERS}, required=("as", "reason", "evidence")
+        ),
         "DoubtSummary": _closed(
             sums
             | {
                 "groups": _list(_closed(group, required=tuple(group))),
                 "episodes": _list(_closed(episode, required=tuple(episode))),
+                "contradictions": _list(_closed(contradicted, required=tuple(contradicted))),
             },
-            required=(*sums, "groups", "episodes"),
+            required=(*sums, "groups", "episodes", "contradictions"),
         ),
         "DoubtBatch": _closed(batch | answered, required=("as", "reason", "expect")),
         "DoubtRecheck": _closed(batch | {"rate_per_second": rate}, required=("reason", "expect")),

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from outbox_api.directory import Directory
 from outbox_domain.errors import OutboxError
-from outbox_domain.reservation import State
+from outbox_domain.reservation import OPEN
 from outbox_providers.webhooks import Event, EventMalformed, SignatureRefused, effect_in, marker_in, proves, read_event, verify
 from outbox_runtime.postgres import Pool, acquire, transaction
 from outbox_store.batches import Failed
@@ -164,5 +164,5 @@ def _meant(found: list[Marked], external_reference: str | None) -> Marked:
     The one that has this very effect, else the one whose effect is not known yet, else the newest.
     """
     of_effect = (row for row in found if external_reference is not None and row.external_reference == external_reference)
-    open_ones = (row for row in found if row.state in (State.EXECUTING, State.IN_DOUBT))
+    open_ones = (row for row in found if row.state in OPEN)
     return next(of_effect, None) or next(open_ones, None) or found[0]

@@ -20,11 +20,15 @@ from outbox_domain.contract import ToolContract
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import NOT_NOW, Pool, acquire
-from outbox_store import doubts
+from outbox_store import contradictions, doubts
+from outbox_store.contradictions import Contradicted
 from outbox_store.doubts import DoubtCount, DoubtView, EpisodeCount, Where
 
 AT_ONCE_MAX = 1_000
 """How many doubts one request answers; more are narrowed down or answered in several requests."""
+
+CONTRADICTIONS_MAX = 100
+"""So many contradictions the summary names, the oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def narrowed(key: ScopedKey, where: Where) -> Where:
 
 
 async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Where) -> dict[str, object]:
-    """How many doubts there are by connection, tool, class and cause, and what happens next to them.
+    """How many doubts there are by connection, tool, class and cause, and what happens next to them; and what is contradicted.
 
     Args:
         pool: of this process.
@@ -98,6 +102,14 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
     async with acquire(pool) as connection:
         found = await doubts.summary(connection, key.organization_id, key.environment_id, narrowed(key, where))
         waiting = await doubts.episodes(connection, key.organization_id, key.environment_id, narrowed(key, where))
+        # They have no cause, and no recovery looks into them.
+        denied = (
+            await contradictions.list_(
+                connection, key.organization_id, key.environment_id, narrowed(key, where), limit=CONTRADICTIONS_MAX
+            )
+            if where.cause is None and where.needs != "recovery"
+            else []
+        )
     counts = [count for count in found if key.reaches(count.tool, count.provider)]
     groups: dict[tuple[str, str, str, str], list[DoubtCount]] = {}
     for count in counts:
@@ -118,7 +130,13 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
             }
         )
     episodes = _episodes([count for count in waiting if key.reaches(count.tool, count.provider)])
-    return {**_sums(counts), "groups": documents, "episodes": episodes}
+    contradicted = [_contradicted(each) for each in denied if key.reaches(each.tool, each.provider)]
+    return {**_sums(counts), "groups": documents, "episodes": episodes, "contradictions": contradicted}
+
+
+def _contradicted(each: Contradicted) -> dict[str, object]:
+    names = ("reservation_id", "connection", "tool", "operation_key", "state", "external_references", "since")
+    return {name: getattr(each, name) for name in names}
 
 
 def _episodes(counts: list[EpisodeCount]) -> list[dict[str, object]]:

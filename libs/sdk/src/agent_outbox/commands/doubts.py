@@ -78,7 +78,7 @@ def picks(command: Function) -> Function:
 @click.pass_context
 def doubts(ctx: click.Context, url: str | None, key: str | None, where: dict[str, str], as_json: bool) -> None:
     """Show what is in doubt: by connection, tool, class and cause, the money at stake, and what happens next."""
-    ctx.default_map = {name: {"url": url, "key": key} for name in ("resolve", "recheck")}
+    ctx.default_map = {name: {"url": url, "key": key} for name in ("resolve", "recheck", "examine")}
     if ctx.invoked_subcommand is not None:
         return
     for name, value in (("--url", url), ("--key", key)):
@@ -90,6 +90,9 @@ def doubts(ctx: click.Context, url: str | None, key: str | None, where: dict[str
         click.echo(json.dumps(summary, ensure_ascii=False))
         return
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    # A gateway before contradictions could be closed tells nothing of them.
+    for contradicted in summary.get("contradictions", []):
+        console.print(_contradicted(contradicted))
     if not summary["groups"]:
         console.print("No doubts.")
         return
@@ -174,6 +177,30 @@ def recheck(
     """Let automatic recovery begin again, for instance when the provider is back."""
     document = {"where": where, "reason": reason, "expect": expect, "rate_per_second": rate, "dry_run": dry_run}
     _end(server.post("/v1/doubts/recheck", document, request_key=str(uuid.uuid4())), as_json)
+
+
+@doubts.command()
+@click.argument("id")
+@click.option("--as", "verdict", type=click.Choice(["happened", "did-not-happen"]), required=True, help="What you found out.")
+@click.option("--reference", help="The provider's name of what happened.")
+@click.option("--reason", required=True, help="Why, in a sentence; it stands in the ledger.")
+@click.option("--evidence", required=True, help="What was seen; it stands in the ledger.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as one JSON document.")
+@with_server
+def examine(server: Server, id: str, verdict: str, reference: str | None, reason: str, evidence: str, as_json: bool) -> None:
+    """Close what contradicts the closed reservation named ID.
+
+    That it happened gives callers of the operation a receipt. That it did not, because the proof was wrong or somebody has undone
+    the effect, frees the operation key.
+    """
+    document = {"as": verdict, "external_reference": reference, "reason": reason, "evidence": evidence}
+    answer = server.post(f"/v1/reviews/contradictions/{id}", document, request_key=str(uuid.uuid4()))
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    receipt = answer["receipt"]
+    told = "Its operation key is free again." if receipt is None else f"Callers are told of receipt {receipt['id']}."
+    Console(soft_wrap=True, highlight=False, markup=False).print(f"{answer['operation_key']} is contradicted no more. {told}")
 
 
 def _of_the_only_one(server: Server, document: dict[str, Any], reference: str) -> dict[str, str]:
@@ -265,6 +292,16 @@ def _episode(episode: dict[str, Any]) -> str:
         f"({episode['cause']}; {', '.join(episode['tools'])}; the oldest {ago(episode['oldest'])}",
     ]
     return " ".join(parts) + (f"; at stake {money_at_stake})" if money_at_stake else ")")
+
+
+def _contradicted(contradicted: dict[str, Any]) -> str:
+    """What is proven against a closed reservation, in a line: what, where, since when, and what to do about it."""
+    parts = [
+        f"CONTRADICTED {contradicted['operation_key']} ({contradicted['tool']} on {contradicted['connection']}) is",
+        f"{contradicted['state']}, against {', '.join(contradicted['external_references'])} {ago(contradicted['since'])}:",
+        f"outbox doubts examine {contradicted['reservation_id']}",
+    ]
+    return " ".join(parts)
 
 
 def _at(at: str | None) -> str:

@@ -124,6 +124,11 @@ def _of_attempt(attempt: dict[str, Any]) -> Iterator[Moment]:
 
 def _ahead(reservation: dict[str, Any]) -> Iterator[str]:
     """What is still to come."""
+    # A gateway before contradictions could be closed tells nothing of them.
+    contradiction = reservation.get("contradiction")
+    if contradiction is not None:
+        yield f"Contradicted by {', '.join(contradiction['external_references'])}; its operation key is refused."
+        yield f"Only a person can say what is true: outbox doubts examine {reservation['reservation_id']}"
     doubt = reservation.get("doubt")
     if doubt is None:
         return

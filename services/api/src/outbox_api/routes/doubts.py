@@ -1,4 +1,4 @@
-"""`/v1/doubts/*` and `POST /v1/reviews/doubts/{reservation_id}`: people end doubts.
+"""`/v1/doubts/*` and `POST /v1/reviews/{doubts,contradictions}/{reservation_id}`: people end doubts and contradictions.
 
 Source: `interfaces.md` section 3, design section 10.
 """
@@ -10,6 +10,7 @@ from uuid import UUID
 from litestar import Request, Response, get, post
 from litestar.handlers import HTTPRouteHandler
 
+from outbox_api import close_contradiction
 from outbox_api.answer_doubt import (
     EVIDENCE_CHARACTERS_MAX,
     REASON_CHARACTERS_MAX,
@@ -65,7 +66,12 @@ def routes(api: Api) -> list[HTTPRouteHandler]:
         id_text = str(request.path_params["reservation_id"])
         return await _through(api, request, lambda key, body: _answer_one(api, key, id_text, body))
 
-    return [summary, resolve, recheck, answer_one]
+    @post("/v1/reviews/contradictions/{reservation_id:str}", include_in_schema=False)
+    async def close_one(request: Request[Any, Any, Any]) -> Response[bytes]:
+        id_text = str(request.path_params["reservation_id"])
+        return await _through(api, request, lambda key, body: _close_one(api, key, id_text, body))
+
+    return [summary, resolve, recheck, answer_one, close_one]
 
 
 async def _through(api: Api, request: Request[Any, Any, Any], handle: Handle) -> Response[bytes]:
@@ -83,6 +89,16 @@ async def _answer_one(api: Api, key: ScopedKey, id_text: str, body: bytes) -> An
     verdict = await answer_doubt(api.pool, key, reservation_id, read_answer(_parsed(api, body)), new_id)
     if verdict == "settled":
         await api.wakeups.announce([reservation_id])
+    return await _standing(api, key, reservation_id)
+
+
+async def _close_one(api: Api, key: ScopedKey, id_text: str, body: bytes) -> Answer:
+    answer = read_answer(_parsed(api, body), close_contradiction.MEMBERS)
+    told_by = await close_contradiction.close_contradiction(api.pool, api.directory, key, read_id(id_text), answer, new_id)
+    return await _standing(api, key, told_by)
+
+
+async def _standing(api: Api, key: ScopedKey, reservation_id: UUID) -> Answer:
     async with acquire(api.pool) as connection:
         view = await reservations.view(connection, key.organization_id, reservation_id)
     if view is None:

@@ -15,7 +15,7 @@ from outbox_api.routes.lists import FILTERS, PAGE_PARAMETERS, listing, page, rea
 from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.postgres import acquire
-from outbox_store import reservations
+from outbox_store import contradictions, reservations
 from outbox_store.reservations import ReservationView
 
 
@@ -59,9 +59,14 @@ async def _one(api: Api, key: ScopedKey, request: Request[Any, Any, Any], id_tex
     document = await item(api, key, view)
     async with acquire(api.pool) as connection:
         attempts, requesters, evidence = await reservations.detail(connection, key.organization_id, reservation_id)
+        contradiction = await contradictions.open_of(connection, key.organization_id, reservation_id)
     document["attempts"] = [asdict(attempt) for attempt in attempts]
     document["requesters"] = [asdict(requester) for requester in requesters]
     document["evidence"] = [asdict(entry) for entry in evidence]
+    document["contradiction"] = contradiction and {
+        "external_references": contradiction.external_references,
+        "since": contradiction.since,
+    }
     return Answer(status=200, body=encode(document), code="shown", state=view.state, reservation_id=view.id)
 
 
