@@ -578,3 +578,18 @@ async def test_a_renewal_is_answered_anew(agent: httpx2.AsyncClient, scene: Scen
     assert (await agent.post(url, json=body, headers=with_key)).status_code == 200
     await lapse_now(scene, held)
     problem_of(await agent.post(url, json=body, headers=with_key), 409, "lease-lost")
+
+
+async def test_two_operations_on_one_object_in_the_same_instant(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """Of clients that reserve one object at once one holds the attempt, and every other is told that the object is busy."""
+
+    def setting(number: int) -> dict[str, Any]:
+        named = {"input": {"name": "colour", "value": str(number)}, "reference": f"case-{number}"}
+        return {"tool": "sandbox.label.set", "attempt_id": str(uuid4()), **named}
+
+    answers = await asyncio.gather(*(agent.post("/v1/reservations", json=setting(number)) for number in range(12)))
+    [first] = [answer.json() for answer in answers if answer.status_code == 201]
+    for answer in answers:
+        if answer.status_code != 201:
+            assert problem_of(answer, 409, "object-busy")["open_reservation_id"] == first["reservation_id"]
+    assert await scene.count("reservations") == 1

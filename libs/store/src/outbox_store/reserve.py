@@ -400,8 +400,7 @@ async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> li
 async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | Failed]:
     """Claim the operation key of each row, with its sealed input and its ledger entry, or say who holds it.
 
-    Each statement is a transaction of its own: call it outside of one. A single row may be reserved inside one, together with the
-    claim of its client.
+    Each statement is a transaction of its own: call it outside of one.
 
     Args:
         connection: a connection in autocommit.
@@ -415,8 +414,34 @@ async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> lis
     """
     verdicts = await in_halves(rows, lambda batch: _reserve(connection, batch))
     for place, verdict in enumerate(verdicts):
-        if isinstance(verdict, Failed) and verdict.constraint == OBJECT_CONSTRAINT:
-            # Another operation on the object was faster by an instant; whose it is can be read now.
-            [found] = await holders(connection, [rows[place]])
-            verdicts[place] = Contended() if found is None else found
+        if isinstance(verdict, Failed):
+            verdicts[place] = await met(connection, rows[place], verdict)
     return verdicts
+
+
+async def reserve_within(connection: Connection, row: NewReservation) -> Verdict | Failed:
+    """The same for one row inside a transaction, which reserves it together with the claim of its client.
+
+    Args:
+        connection: in a transaction. Postgres has given it up where the row is `Failed`, so that nothing more can be asked in it:
+            what the refusal means is found out by `met` once it is over.
+    """
+    [verdict] = await in_halves([row], lambda batch: _reserve(connection, batch))
+    return verdict
+
+
+async def met(connection: Connection, row: NewReservation, refused: Failed) -> Verdict | Failed:
+    """What a row was refused for: whose operation on its object was faster by an instant, where it was that.
+
+    Args:
+        connection: in no transaction, or in one that began after the refusal.
+        row: as it was refused.
+        refused: the refusal.
+
+    Returns:
+        The refusal itself where it was another one.
+    """
+    if refused.constraint != OBJECT_CONSTRAINT:
+        return refused
+    [found] = await holders(connection, [row])
+    return Contended() if found is None else found

@@ -170,30 +170,40 @@ def _reserving(api: Api, key: ScopedKey, asked: ClientCall, opened: list[Opened]
             return held
         async with transaction(api.pool) as tx:
             connected()
-            [verdict] = await store.reserve(tx, [row])
-            if not isinstance(verdict, Won):
-                return verdict
-            wish = _wish(api, key, asked, wanted.contract, row.id)
-            attempt = await claim_by_client(tx, wish)
-            if isinstance(attempt, NotClaimed) and attempt.reason == "possibly-sent":
-                await _suspect(tx, api, key, asked, row.id, wanted.contract)
-                attempt = await claim_by_client(tx, wish)
-                if isinstance(attempt, NotClaimed):
-                    # Only a probe or a person can end this doubt; it is met as one that was there before.
-                    [held] = await store.holders(tx, [replace(row, id=new_id())])
-                    return held or Contended()
-            if isinstance(attempt, NotClaimed):
-                if attempt.reason == "unverified":
-                    # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
-                    raise Refused(unavailable(), wanted.facts())
-                # The row of an earlier sending of this very request, which has moved on since.
-                return Contended()
-            if isinstance(attempt, Failed):
-                raise _attempt_refused(attempt)
-            opened.append(await _show(tx, wanted.vault, attempt))
+            verdict = await store.reserve_within(tx, row)
+            if isinstance(verdict, Won):
+                verdict = await _claim_at_once(tx, api, key, asked, row, wanted, opened)
+        if isinstance(verdict, Failed):
+            async with acquire(api.pool) as connection:
+                return await store.met(connection, row, verdict)
         return verdict
 
     return insert
+
+
+async def _claim_at_once(
+    tx: Connection, api: Api, key: ScopedKey, asked: ClientCall, row: NewReservation, wanted: Wanted, opened: list[Opened]
+) -> store.Verdict:
+    """T2 of what was reserved in the same transaction."""
+    wish = _wish(api, key, asked, wanted.contract, row.id)
+    attempt = await claim_by_client(tx, wish)
+    if isinstance(attempt, NotClaimed) and attempt.reason == "possibly-sent":
+        await _suspect(tx, api, key, asked, row.id, wanted.contract)
+        attempt = await claim_by_client(tx, wish)
+        if isinstance(attempt, NotClaimed):
+            # Only a probe or a person can end this doubt; it is met as one that was there before.
+            [held] = await store.holders(tx, [replace(row, id=new_id())])
+            return held or Contended()
+    if isinstance(attempt, NotClaimed):
+        if attempt.reason == "unverified":
+            # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
+            raise Refused(unavailable(), wanted.facts())
+        # The row of an earlier sending of this very request, which has moved on since.
+        return Contended()
+    if isinstance(attempt, Failed):
+        raise _attempt_refused(attempt)
+    opened.append(await _show(tx, wanted.vault, attempt))
+    return Won(id=row.id)
 
 
 def _no_attempt(contract: ToolContract, asked: ClientCall) -> OutboxError | None:
