@@ -80,6 +80,7 @@ create table open_objects (
   object_key text not null,
   reservation_id uuid not null,
   quiet_at timestamptz,
+  late_until timestamptz,
   constraint one_open_reservation_per_object primary key (organization_id, connection_id, object_key),
   foreign key (organization_id, reservation_id) references reservations on delete cascade
 );
@@ -87,12 +88,13 @@ create index open_objects_reservation on open_objects (organization_id, reservat
 create index open_objects_quiet on open_objects (quiet_at) where quiet_at is not null;
 comment on table open_objects is 'Objects that an operation is changing, or that a request of a closed one may still change.';
 comment on column open_objects.quiet_at is 'Null while the reservation is open; then the time from which none of its requests can arrive any more.';
+comment on column open_objects.late_until is 'A request of an operation that had ended was written late: until then it may arrive, and nobody else''s is sent.';
 
 create function object_opened() returns trigger language plpgsql set search_path from current as $$
 begin
   insert into open_objects (organization_id, connection_id, object_key, reservation_id)
   values (new.organization_id, new.connection_id, new.object_key, new.id)
-  on conflict on constraint one_open_reservation_per_object do update set reservation_id = excluded.reservation_id, quiet_at = null
+  on conflict on constraint one_open_reservation_per_object do update set reservation_id = excluded.reservation_id, quiet_at = null, late_until = null
     where open_objects.quiet_at <= now();
   if not found then
     raise exception 'another operation on the object of reservation % is open', new.id
@@ -107,7 +109,10 @@ create function object_closed() returns trigger language plpgsql set search_path
 declare
   quiet timestamptz;
 begin
-  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds)) into quiet
+  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds), (
+      select o.late_until from open_objects o
+      where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
+    )) into quiet
   from attempts a
   where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
     and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;
@@ -123,6 +128,23 @@ end $$;
 create trigger object_closed after update on reservations for each row
   when (new.object_key is not null and old.state <> new.state and new.state in ('succeeded', 'failed', 'denied', 'voided'))
   execute function object_closed();
+
+-- A write that left after its time is reported when its reservation has ended already: its object is not free after all. Whoever has
+-- taken it meanwhile waits with what is not sent yet, and the claim asks for that.
+create function object_late() returns trigger language plpgsql set search_path from current as $$
+begin
+  insert into open_objects as o (organization_id, connection_id, object_key, reservation_id, quiet_at, late_until)
+  select r.organization_id, r.connection_id, r.object_key, r.id, late.until, late.until
+  from reservations r cross join lateral (select now() + make_interval(secs => r.quiet_seconds) as until) late
+  where (r.organization_id, r.id) = (new.organization_id, new.reservation_id) and r.object_key is not null
+    and (r.state = 'succeeded' or not r.live)
+  on conflict on constraint one_open_reservation_per_object do update set
+    quiet_at = case when o.quiet_at is not null then greatest(o.quiet_at, excluded.quiet_at) end,
+    late_until = greatest(o.late_until, excluded.late_until);
+  return null;
+end $$;
+create trigger object_late after update on attempts for each row
+  when (new.late_write and not old.late_write and new.outcome = 'unknown') execute function object_late();
 
 create table blocked_runs (
   organization_id uuid not null,

@@ -103,7 +103,10 @@ declare
   quiet timestamptz;
 begin
   select greatest(new.absence_counts_at,
-    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds))) into quiet
+    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds)), (
+      select o.late_until from open_objects o
+      where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
+    )) into quiet
   from attempts a
   where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
     and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;

@@ -52,8 +52,7 @@ grant insert on epoch_clearances to outbox_api;
 grant update (suspected_epoch) on reservations to outbox_api;
 
 -- Objects, blocked runs and episodes are kept by triggers of reservations, in the rights of whoever changes the reservation.
-grant select, insert, update, delete on open_objects to outbox_api;
-grant select, update, delete on open_objects to outbox_worker;
+grant select, insert, update, delete on open_objects to outbox_api, outbox_worker;
 grant select, insert, delete on blocked_runs to outbox_api, outbox_worker;
 grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
 

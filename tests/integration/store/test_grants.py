@@ -29,7 +29,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "instances": {"outbox_api": S, "outbox_worker": SI},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
-    "open_objects": {"outbox_api": ALL, "outbox_worker": "SELECT UPDATE DELETE"},
+    "open_objects": {"outbox_api": ALL, "outbox_worker": ALL},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
     "probes": {"outbox_api": SI},

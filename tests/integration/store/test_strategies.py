@@ -193,6 +193,78 @@ async def test_a_doubt_keeps_its_object(store: Store) -> None:
     assert await store.count("open_objects", f"object_key = '{object_key}'") == 0
 
 
+async def written_late(store: Store, attempt: Claimed) -> str:
+    """Its worker reports that the attempt's last byte left after its time."""
+    late = await settled(
+        store.worker, attempt, Outcome.UNKNOWN, late_write=True, settle_seconds=SETTLE_SECONDS, late_recover_seconds=None
+    )
+    return late.verdict
+
+
+async def ended_as_absent(store: Store, object_key: str) -> tuple[NewReservation, Claimed]:
+    """An operation that was closed because its one attempt was thought absent, and that attempt."""
+    row = setting(store, object_key)
+    await reserved(store, row)
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.UNKNOWN)
+    assert await person_says(store, row, happened=False) == "settled"
+    await store.owner.execute("update open_objects set quiet_at = now() - interval '1 s' where object_key = $1", object_key)
+    return row, attempt
+
+
+async def test_a_late_write_holds_the_object_of_what_had_ended(store: Store) -> None:
+    """Thought absent and closed, its write left late: the object is busy again until that cannot arrive any more."""
+    object_key = f"label:{uuid4()}"
+    row, attempt = await ended_as_absent(store, object_key)
+    await store.owner.execute("delete from open_objects where object_key = $1", object_key)
+    assert await written_late(store, attempt) == "contradiction"
+    second = setting(store, object_key)
+    [barred] = await reserved(store, second)
+    assert isinstance(barred, Barred)
+    assert (barred.by, barred.reservation_id) == ("object", row.id)
+    assert barred.after_seconds == pytest.approx(SETTLE_SECONDS, abs=5)
+    await store.owner.execute("update open_objects set quiet_at = now(), late_until = now() where object_key = $1", object_key)
+    assert await reserved(store, second) == [Won(id=second.id)]
+
+
+async def test_a_late_write_of_an_attempt_beside_a_success_holds_the_object_longer(store: Store) -> None:
+    """The object was to be free after the lease and the settle time; what left later arrives later."""
+    object_key = f"label:{uuid4()}"
+    row = setting(store, object_key)
+    await reserved(store, row)
+    first = await claimed(store.worker, row)
+    await settled(store.worker, first, Outcome.UNKNOWN)
+    await store.owner.execute("update attempts set closed_by = 'lapse' where id = $1", first.attempt_id)
+    await settled(store.worker, await claimed(store.worker, row), Outcome.SUCCEEDED)
+    await store.owner.execute("update open_objects set quiet_at = now() + interval '1 s' where object_key = $1", object_key)
+    assert await written_late(store, first) == "evidence"
+    [barred] = await reserved(store, setting(store, object_key))
+    assert isinstance(barred, Barred)
+    assert barred.after_seconds == pytest.approx(SETTLE_SECONDS, abs=5)
+
+
+async def test_a_late_write_holds_back_whoever_has_taken_the_object(store: Store) -> None:
+    """The next operation is reserved already: it is not sent before the late request has arrived or never will, and keeps its object so long."""
+    object_key = f"label:{uuid4()}"
+    _, attempt = await ended_as_absent(store, object_key)
+    second, other = setting(store, object_key), setting(store, None)
+    assert await reserved(store, second, other) == [Won(id=second.id), Won(id=other.id)]
+    assert await written_late(store, attempt) == "contradiction"
+    refused, granted = await claim(store.worker, [claim_of(second), claim_of(other)])
+    assert refused == NotClaimed(reservation_id=second.id, reason="not-due")
+    assert isinstance(granted, Claimed)
+    assert (await store.reservation(second.id))["due_seconds"] == pytest.approx(SETTLE_SECONDS, abs=5)
+    await store.owner.execute("update open_objects set late_until = now() where object_key = $1", object_key)
+    await store.owner.execute("update open_reservations set due_at = now() where reservation_id = $1", second.id)
+    newer = await claimed(store.worker, second)
+    # Reported while the newer one is under way: nobody may set the object after it before the late one is quiet.
+    await store.owner.execute("update open_objects set late_until = now() + interval '100 s' where object_key = $1", object_key)
+    await settled(store.worker, newer, Outcome.SUCCEEDED)
+    [barred] = await reserved(store, setting(store, object_key))
+    assert isinstance(barred, Barred)
+    assert barred.after_seconds == pytest.approx(100, abs=5)
+
+
 async def test_without_the_trigger_an_object_is_set_twice(own_store: Store) -> None:
     """Negative control: with the constraint's trigger gone, two operations at the same instant are both reserved."""
     await own_store.owner.execute("drop trigger object_opened on reservations")
