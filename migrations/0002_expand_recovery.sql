@@ -146,6 +146,10 @@ end $$;
 create trigger object_late after update on attempts for each row
   when (new.late_write and not old.late_write and new.outcome = 'unknown') execute function object_late();
 
+alter table open_reservations add column key_digest bytea;
+create unique index one_open_occurrence_per_key on open_reservations (organization_id, key_digest);
+comment on column open_reservations.key_digest is 'Of the operation key and its scope without the occurrence: one occurrence is open at a time.';
+
 create table blocked_runs (
   organization_id uuid not null,
   lineage uuid not null,

@@ -16,7 +16,7 @@ from tests.support.ledger import claim_of, claimed, settled
 from outbox_domain.reservation import Outcome, State
 from outbox_store import runs, tool_contracts
 from outbox_store.claim import Claimed, NotClaimed, claim
-from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve
+from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve, reserve_within
 from outbox_store.resolve import Resolution, Resolved, resolve
 
 SETTLE_SECONDS = 120.0
@@ -298,6 +298,19 @@ async def test_two_occurrences_in_one_batch(store: Store) -> None:
         Barred(by="occurrence", reservation_id=first.id, after_seconds=None),
         Won(id=first.id),
     ]
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_two_occurrences_at_the_same_instant(store: Store, commit: bool) -> None:
+    """Asked for in two transactions at once, the second waits for the first and is refused; where that one is given up it is reserved."""
+    first = store.world.row()
+    second = store.world.row(first.operation_key, occurrence=2)
+    found = await store.beside(
+        lambda holder: reserve_within(holder, first), lambda other: reserve(other, [second]), commit=commit
+    )
+    barred = Barred(by="occurrence", reservation_id=first.id, after_seconds=None)
+    assert found == [barred if commit else Won(id=second.id)]
+    assert await store.count("reservations", f"operation_key = '{first.operation_key}'") == 1
 
 
 # Runs.

@@ -214,8 +214,11 @@ with input as (
   insert into sealed_inputs (organization_id, reservation_id, sealed)
   select i.organization_id, i.id, i.sealed_input from input i join won using (organization_id, id)
 ), opened as (
-  insert into open_reservations (organization_id, reservation_id, due_at)
-  select organization_id, id, now() from won
+  insert into open_reservations (organization_id, reservation_id, due_at, key_digest)
+  select organization_id, i.id, now(),
+    sha256(convert_to(jsonb_build_array(i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)::text, 'UTF8'))
+  from input i join won using (organization_id, id)
+  order by organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, to_state, decision, actor_chain, run, tool,
     operation_key, input_digest, declared, trace_id)
@@ -265,8 +268,8 @@ where o.quiet_at is null or o.quiet_at > now()
 order by place, rank, id, reservation_id
 """
 
-OBJECT_CONSTRAINT = "one_open_reservation_per_object"
-"""Refuses the second of two operations on an object that are reserved at the same instant."""
+OPEN_CONSTRAINTS = frozenset({"one_open_reservation_per_object", "one_open_occurrence_per_key"})
+"""What refuses the second of two operations on an object, or of two occurrences of a key, that are reserved at the same instant."""
 
 Verdict = Won | Held | Contradicted | Barred | Contended
 """What came of one row."""
@@ -431,7 +434,7 @@ async def reserve_within(connection: Connection, row: NewReservation) -> Verdict
 
 
 async def met(connection: Connection, row: NewReservation, refused: Failed) -> Verdict | Failed:
-    """What a row was refused for: whose operation on its object was faster by an instant, where it was that.
+    """What a row was refused for: which operation on its object, or occurrence of its key, was faster by an instant.
 
     Args:
         connection: in no transaction, or in one that began after the refusal.
@@ -439,9 +442,9 @@ async def met(connection: Connection, row: NewReservation, refused: Failed) -> V
         refused: the refusal.
 
     Returns:
-        The refusal itself where it was another one.
+        The refusal itself where it was for something else.
     """
-    if refused.constraint != OBJECT_CONSTRAINT:
+    if refused.constraint not in OPEN_CONSTRAINTS:
         return refused
     [found] = await holders(connection, [row])
     return Contended() if found is None else found
