@@ -14,6 +14,17 @@ alter table tool_contracts
 create unique index tool_contracts_inline on tool_contracts (organization_id, tool, inline_digest) where inline_digest is not null;
 comment on column tool_contracts.inline_digest is 'Of a contract that came with a client-executed call, without its version.';
 
+create table probe_offers (
+  organization_id uuid not null,
+  attempt_id uuid not null,
+  actor_id uuid not null,
+  offered_at timestamptz not null default now(),
+  primary key (organization_id, attempt_id, actor_id),
+  foreign key (organization_id, attempt_id) references attempts on delete cascade,
+  foreign key (organization_id, actor_id) references actors
+);
+comment on table probe_offers is 'Who asked for an effect in doubt and was told to look for it: nobody else''s word about it is taken.';
+
 create table probes (
   organization_id uuid not null,
   id uuid not null,

@@ -243,10 +243,22 @@ async def test_class_b_finds_its_effect(agent: httpx2.AsyncClient, scene: Scene)
     # The lease, the handler's time limit (as long as the lease at least) and the settle time.
     assert 15 < begun["counts_in_seconds"] <= 20
     assert (found.status_code, found.json()["state"]) == (200, "succeeded")
-    assert found.json()["receipt"]["confidence"] == "confirmed-by-lookup"
+    assert found.json()["receipt"]["confidence"] == "asserted", "it is the client's word"
     assert found.json()["probe"] == {"id": begun["probe_id"], "verdict": "settled"}
     replay = await agent.post("/v1/reservations", json=charge(contract=CLASS_B, time_limit_seconds=5))
     assert replay.json()["receipt"]["external_reference"] == "t-1"
+
+
+async def test_who_was_not_asked_to_look_is_not_heard(agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene) -> None:
+    """Another actor of the same reach begins no probe of a doubt before it asks for the effect itself and is told to look."""
+    first = await in_doubt_b(agent, scene)
+    url = f"/v1/reservations/{first['reservation_id']}/probes"
+    lost = {"attempt_id": first["attempt"]["id"]}
+    problem_of(await admin.post(url, json=lost), 409, "not-probed")
+    assert await scene.count("probes") == 0
+    told = await admin.post("/v1/reservations", json=charge(contract=CLASS_B, time_limit_seconds=5, probe=True))
+    assert (told.status_code, told.json()["probe"]["attempt_id"]) == (201, first["attempt"]["id"])
+    assert (await admin.post(url, json=lost)).status_code == 201
 
 
 async def test_class_b_is_done_again_after_absences_that_count(agent: httpx2.AsyncClient, scene: Scene) -> None:

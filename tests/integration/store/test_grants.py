@@ -32,6 +32,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "open_objects": {"outbox_api": ALL, "outbox_worker": ALL},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
+    "probe_offers": {"outbox_api": SI},
     "probes": {"outbox_api": SI},
     "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},

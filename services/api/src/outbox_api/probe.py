@@ -2,7 +2,8 @@
 
 *It is there* settles the doubt at any time. *It is not* counts only when the probe was begun after `absence_counts_at`, about
 the newest attempt, and not right after another one that counted; so many of them prove that nothing happened
-(`outbox_store.resolve`).
+(`outbox_store.resolve`). A look of ours proves what it finds; a client's is its word, so that its receipt is asserted. Only who
+asked for the effect and was told to look is heard.
 """
 
 from dataclasses import dataclass
@@ -78,7 +79,12 @@ async def begin_probe(api: Api, key: ScopedKey, reservation_id: UUID, attempt_id
             raise Refused(lost, facts_of(view))
         begun = await probes.begin(connection, key.organization_id, reservation_id, new_id(), attempt_id, key.actor_id)
     if begun is None:
-        raise Refused(_not_probed("It is not in doubt, or the doubt is about another attempt by now."), facts_of(view))
+        raise Refused(
+            _not_probed(
+                "It is not in doubt, the doubt is about another attempt by now, or this key's actor was not asked to look."
+            ),
+            facts_of(view),
+        )
     return begun
 
 
@@ -184,6 +190,7 @@ def _resolution(
         sealed_result=vault.seal_result(view.id, kept) if seen.exists and seen.has_result else None,
         said_by=list(key.actor_chain),
         reason="found by its client's probe" if seen.exists else "absent by its client's probe",
+        asserted=True,
     )
 
 

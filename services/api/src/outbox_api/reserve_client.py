@@ -32,7 +32,7 @@ from outbox_domain.scoped_key import ScopedKey
 from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
-from outbox_store import client_attempts, reservations, sweep
+from outbox_store import client_attempts, probes, reservations, sweep
 from outbox_store import reserve as store
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim_by_client, plant
@@ -354,8 +354,9 @@ async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: Looku
         if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
             return None
         attempt = await client_attempts.find(connection, key.organization_id, reserved.id, view.last_attempt_id)
-    if attempt is None:
-        return None
+        if attempt is None:
+            return None
+        await probes.offer(connection, key.organization_id, attempt.id, key.actor_id)
     return ProbeFirst(
         reserved=reserved,
         attempt_id=attempt.id,
