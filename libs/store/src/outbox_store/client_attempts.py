@@ -9,6 +9,7 @@ from uuid import UUID
 
 from outbox_domain.reservation import Outcome
 from outbox_store.connection import Connection
+from outbox_store.doubts import LOCK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +112,9 @@ async def renew(
     return None if record is None else Lease(**dict(record))
 
 
+EVIDENCE_MAX = 20
+"""How many entries a reservation has of what clients said and nothing could be done with: whoever names attempts of nobody's can go on."""
+
 # What says the same about the same attempt is not written twice, however often it is said.
 NOTE = """
 insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
@@ -122,7 +126,10 @@ select r.organization_id, r.environment_id, 'evidence', r.id,
 from reservations r
 where (r.organization_id, r.id) = ($1, $2) and not exists (
   select from ledger_entries e where (e.organization_id, e.reservation_id) = (r.organization_id, r.id) and e.kind = 'evidence'
-    and e.outcome is not distinct from $4 and e.actor_chain = $5 and e.detail = $6)
+    and e.outcome is not distinct from $4 and e.actor_chain = $5 and e.detail = $6
+) and $7 > (
+  select count(*) from ledger_entries e where (e.organization_id, e.reservation_id) = (r.organization_id, r.id) and e.kind = 'evidence'
+    and e.detail ->> 'by' = 'client')
 """
 
 
@@ -138,10 +145,15 @@ async def note(
 ) -> None:
     """Keep what a client said that could not be taken, as evidence in the ledger; it changes nothing.
 
+    The same is kept once, and no more than `EVIDENCE_MAX` of one reservation.
+
     Args:
+        connection: inside a transaction: the reservation is held in it, so that two at once are counted.
         attempt_id: as it was named; it need not exist.
         outcome: as it was said.
         actor_chain: who said it.
         detail: codes, ids and references only.
     """
-    await connection.execute(NOTE, organization_id, reservation_id, attempt_id, outcome.value, actor_chain, detail)
+    await connection.execute(LOCK, organization_id, reservation_id)
+    said: dict[str, object] = {"by": "client", **detail}
+    await connection.execute(NOTE, organization_id, reservation_id, attempt_id, outcome.value, actor_chain, said, EVIDENCE_MAX)

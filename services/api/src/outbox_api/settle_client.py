@@ -26,7 +26,7 @@ from outbox_domain.recovery import left_to_clients_seconds, settle_seconds
 from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_providers.reading import project
-from outbox_runtime.postgres import acquire
+from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
 from outbox_store import client_attempts, reservations
 from outbox_store.batches import Failed
@@ -131,12 +131,12 @@ def attempt_unknown() -> OutboxError:
 
 
 async def _keep_evidence(api: Api, key: ScopedKey, view: ReservationView, said: ClientSettlement, reason: str) -> None:
-    detail: dict[str, object] = {"by": "client", "reason": reason, "attempt_id": str(said.attempt_id)}
+    detail: dict[str, object] = {"reason": reason, "attempt_id": str(said.attempt_id)}
     if said.external_reference is not None:
         detail["external_reference"] = said.external_reference
-    async with acquire(api.pool) as connection:
+    async with transaction(api.pool) as tx:
         await client_attempts.note(
-            connection,
+            tx,
             key.organization_id,
             view.id,
             said.attempt_id,
