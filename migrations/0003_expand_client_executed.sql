@@ -54,7 +54,9 @@ begin
     raise exception 'reservation %: the API carries out nothing of the gateway', old.id
       using errcode = 'insufficient_privilege', constraint = 'reservation_executor';
   end if;
-  if current_user = 'outbox_worker' and old.executor = 'client' and (new.state = 'executing' or new.attempts <> old.attempts) then
+  -- What may have been carried out in a tail that was lost is a doubt, and an attempt that nobody remembers stands for it.
+  if current_user = 'outbox_worker' and old.executor = 'client'
+    and (new.state = 'executing' or new.attempts <> old.attempts and not (old.state = 'reserved' and new.state = 'in_doubt')) then
     raise exception 'reservation %: a worker carries out nothing of a client', old.id
       using errcode = 'insufficient_privilege', constraint = 'reservation_executor';
   end if;
@@ -86,7 +88,8 @@ begin
       using errcode = 'insufficient_privilege', constraint = 'attempt_executor';
   end if;
   if current_user = 'outbox_worker' and by_client and (
-    tg_op = 'INSERT' or new.lease_until <> old.lease_until or old.outcome is null and new.outcome <> 'unknown') then
+    tg_op = 'INSERT' and (new.outcome, new.closed_by) is distinct from ('unknown', 'epoch')
+    or new.lease_until <> old.lease_until or old.outcome is null and new.outcome <> 'unknown') then
     raise exception 'attempt %: a worker opens and answers no attempt of a client', new.id
       using errcode = 'insufficient_privilege', constraint = 'attempt_executor';
   end if;

@@ -230,6 +230,10 @@ async def test_what_a_worker_may_not_do_to_what_a_client_does(store: Store) -> N
     assert isinstance(refused.error, asyncpg.InsufficientPrivilegeError)
     assert isinstance(await claim_by_client(store.api, wish), ClaimedByClient)
     for statement in (
+        "insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until, outcome, closed_at, "
+        "closed_by) select organization_id, gen_random_uuid(), id, 99, epoch, actor_id, 'mine', false, now(), 'unknown', now(), 'lapse' "
+        "from reservations where id = $1",
+        "update reservations set attempts = 9 where id = $1",
         "update attempts set lease_until = now() + interval '1 day' where reservation_id = $1",
         "update attempts set outcome = 'unsent', closed_at = now(), closed_by = 'answer' where reservation_id = $1",
     ):
