@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
@@ -16,6 +17,7 @@ from tests.support.postgres import Database, PostgresServer
 from outbox_domain.reservation import State
 from outbox_runtime.sealing import WrappingKey
 from outbox_store import actors
+from outbox_store.epochs import Suspicion, suspect
 
 RAISED = """
 insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until)
@@ -186,17 +188,49 @@ async def lost(scene: Scene, reservation_id: str) -> None:
     await raised(scene)
 
 
-async def test_nobody_probes_for_a_marker_that_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
-    """Class B after a loss: what the lost attempt planted is not known, so no client is asked to look, and none may say it looked."""
+async def looked_twice(scene: Scene, agent: httpx2.AsyncClient, told: dict[str, Any]) -> None:
+    """The caller who was told to look does so twice, at times that count, and finds nothing."""
+    url = f"/v1/reservations/{told['reservation_id']}/probes"
+    await scene.fetch("update reservations set absence_counts_at = now() - interval '1 hour' where {own}")
+    for _ in range(2):
+        begun = await agent.post(url, json={"attempt_id": told["probe"]["attempt_id"]})
+        assert (await agent.post(f"{url}/{begun.json()['probe_id']}", json={"found": False})).status_code == 200
+        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where {own}")
+
+
+async def test_a_client_looks_for_what_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Class B after a loss: what the lost attempt planted follows from its names, so its caller looks for it; not there, it goes on."""
     await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
     body = charge("o-lost", contract=CLASS_B, time_limit_seconds=5, probe=True)
     first = await opened(agent, body)
     await lost(scene, first["reservation_id"])
-    told = problem_of(await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())}), 409, "in-doubt")
-    url = f"/v1/reservations/{told['reservation_id']}"
-    [supposed] = (await agent.get(url)).json()["attempts"]
-    problem_of(await agent.post(f"{url}/probes", json={"attempt_id": supposed["id"]}), 409, "not-probed")
-    assert (await agent.get(url)).json()["state"] == "in_doubt"
+    told = (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json()
+    [supposed] = await scene.fetch("select id, supposed from attempts where {own}")
+    assert (told["probe"]["attempt_id"], supposed["supposed"]) == (str(supposed["id"]), True)
+    for name in ("marker", "provider_key"):
+        assert told["probe"][name] == first["attempt"][name]
+    await looked_twice(scene, agent, told)
+    again = await opened(agent, {**body, "attempt_id": str(uuid4())})
+    assert (again["reservation_id"], again["attempt"]["number"]) == (told["reservation_id"], 2)
+
+
+async def test_a_client_looks_for_what_waited_when_the_tail_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """What a worker has put in doubt is looked for by the next caller in the same way."""
+    await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
+    body = charge("o-waited", contract=CLASS_B, time_limit_seconds=5, probe=True)
+    first = await opened(agent, body)
+    await settled(agent, first, "unknown")
+    id = UUID(first["reservation_id"])
+    await looked_twice(scene, agent, (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json())
+    await raised(scene)
+    async with scene.connection(scene.database.worker_url) as worker:
+        suspicion = Suspicion(
+            organization_id=scene.organization_id, id=id, settle_seconds=1.0, recover_seconds=60.0, late_recover_seconds=60.0
+        )
+        assert await suspect(worker, [suspicion], lease_seconds=10.0) == [id]
+    told = (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json()
+    assert told["probe"]["attempt_id"] != first["attempt"]["id"]
+    assert told["probe"]["marker"] == first["attempt"]["marker"]
 
 
 async def test_a_persons_absence_waits_for_the_comparison(

@@ -40,6 +40,40 @@ class ClientAttempt:
     marker: str | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """The supposed attempt that stands for what a client may have carried out before a loss, and the names of its effect.
+
+    What the lost attempt was given to show the provider was derived from these alone, so it can be derived again (ADR 0004).
+    """
+
+    organization_id: UUID
+    attempt_id: UUID
+    generation: int
+    organization: str
+    project: str
+    environment: str
+    connection: str
+    tool: str
+    scope: str
+    operation_key: str
+    occurrence: int
+    lineage_name: str | None
+
+
+UNPLANTED = """
+select r.organization_id, a.id as attempt_id, r.generation, g.name as organization, p.name as project, e.name as environment,
+  n.name as connection, r.tool, r.scope, r.operation_key, r.occurrence, lineage.name as lineage_name
+from reservations r
+join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
+join organizations g on g.id = r.organization_id
+join projects p on (p.organization_id, p.id) = (r.organization_id, r.project_id)
+join environments e on (e.organization_id, e.id) = (r.organization_id, r.environment_id)
+join connections n on (n.organization_id, n.id) = (r.organization_id, r.connection_id)
+left join runs lineage on (lineage.organization_id, lineage.id) = (r.organization_id, r.lineage)
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and a.supposed and a.marker is null
+"""
+
 FIND = """
 select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, a.id = r.last_attempt_id as newest,
   extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
@@ -72,6 +106,12 @@ class Lease:
 
     lease_until: datetime
     lease_seconds: float
+
+
+async def unplanted(connection: Connection, organization_id: UUID, reservation_id: UUID) -> Lost | None:
+    """The newest attempt of a client's doubt, where it is supposed and nobody has said yet what it planted; else None."""
+    record = await connection.fetchrow(UNPLANTED, organization_id, reservation_id)
+    return None if record is None else Lost(**dict(record))
 
 
 async def find(connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID) -> ClientAttempt | None:

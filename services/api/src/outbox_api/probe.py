@@ -24,7 +24,7 @@ from outbox_domain.scoped_key import ScopedKey
 from outbox_providers.reading import project
 from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
-from outbox_store import client_attempts, probes, reservations
+from outbox_store import probes, reservations
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
 from outbox_store.doubts import hold
@@ -73,10 +73,6 @@ async def begin_probe(api: Api, key: ScopedKey, reservation_id: UUID, attempt_id
     view = await client_executed(api, key, reservation_id)
     await _rule(api, key, view)
     async with acquire(api.pool) as connection:
-        attempt = await client_attempts.find(connection, key.organization_id, reservation_id, attempt_id)
-        if attempt is not None and attempt.marker is None:
-            lost = _not_probed("The attempt was lost, and with it what it planted: only a person can look.")
-            raise Refused(lost, facts_of(view))
         begun = await probes.begin(connection, key.organization_id, reservation_id, new_id(), attempt_id, key.actor_id)
     if begun is None:
         raise Refused(

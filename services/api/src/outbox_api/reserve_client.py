@@ -36,6 +36,7 @@ from outbox_store import client_attempts, probes, reservations, sweep
 from outbox_store import reserve as store
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim_by_client, plant
+from outbox_store.client_attempts import Lost
 from outbox_store.connection import Connection
 from outbox_store.epochs import Suspicion, suspect
 from outbox_store.reservations import ReservationView
@@ -253,10 +254,16 @@ def _wish(api: Api, key: ScopedKey, asked: ClientCall, contract: ToolContract, r
 
 async def _show(tx: Connection, vault: Vault, attempt: ClaimedByClient) -> Opened:
     """The attempt with what it shows the provider, which is remembered with it."""
+    provider_key, marker = await _plant(tx, vault, attempt)
+    return Opened(attempt=attempt, provider_key=provider_key, marker=marker)
+
+
+async def _plant(tx: Connection, vault: Vault, attempt: ClaimedByClient | Lost) -> tuple[str, str]:
+    """Remember the provider key and the marker of an attempt, which follow from the names of its effect alone."""
     secret = vault.secrets.provider_key_secret
     provider_key, marker = provider_key_of(attempt, secret, attempt.generation), marker_of(attempt, secret)
     await plant(tx, attempt.organization_id, attempt.attempt_id, marker, provider_key=provider_key)
-    return Opened(attempt=attempt, provider_key=provider_key, marker=marker)
+    return provider_key, marker
 
 
 def _attempt_refused(failed: Failed) -> Exception:
@@ -325,10 +332,7 @@ async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserv
     if held.state is State.IN_DOUBT and (rule := probe_of(contract)) is not None and asked.probe:
         if refusal is not None:
             raise Refused(refusal, reserved.facts)
-        first = await _probe_first(api, key, reserved, rule)
-        # Of an attempt that was lost nobody knows what it planted: a look for nothing finds nothing, and would prove nothing.
-        if first is None or first.marker is not None:
-            return first
+        return await _probe_first(api, key, reserved, rule)
     return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
 
 
@@ -349,14 +353,17 @@ async def _open(
 
 
 async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: LookupRule) -> ProbeFirst | None:
-    async with acquire(api.pool) as connection:
-        view = await reservations.view(connection, key.organization_id, reserved.id)
+    vault = await api.directory.vault(key.organization_id)
+    async with transaction(api.pool) as tx:
+        view = await reservations.view(tx, key.organization_id, reserved.id)
         if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
             return None
-        attempt = await client_attempts.find(connection, key.organization_id, reserved.id, view.last_attempt_id)
+        # A worker that has raised the epoch puts what clients left in doubt, and holds no secrets of theirs.
+        await _plant_what_was_lost(tx, vault, key.organization_id, reserved.id)
+        attempt = await client_attempts.find(tx, key.organization_id, reserved.id, view.last_attempt_id)
         if attempt is None:
             return None
-        await probes.offer(connection, key.organization_id, attempt.id, key.actor_id)
+        await probes.offer(tx, key.organization_id, attempt.id, key.actor_id)
     return ProbeFirst(
         reserved=reserved,
         attempt_id=attempt.id,
@@ -393,6 +400,14 @@ async def _suspect(
     )
     lease = max(api.settings.client_lease_seconds, asked.time_limit_seconds or 0.0) + api.settings.client_margin_seconds
     await suspect(tx, [suspicion], lease_seconds=lease)
+    await _plant_what_was_lost(tx, await api.directory.vault(key.organization_id), key.organization_id, reservation_id)
+
+
+async def _plant_what_was_lost(tx: Connection, vault: Vault, organization_id: UUID, reservation_id: UUID) -> None:
+    """A lost attempt planted what its names say: with that on the one that stands for it, a probe or a webhook finds it."""
+    lost = await client_attempts.unplanted(tx, organization_id, reservation_id)
+    if lost is not None:
+        await _plant(tx, vault, lost)
 
 
 async def _lapse(api: Api, key: ScopedKey, reserved: Reserved, held: Held, contract: ToolContract) -> None:
