@@ -214,23 +214,50 @@ async def test_a_client_looks_for_what_was_lost(scene: Scene, agent: httpx2.Asyn
     assert (again["reservation_id"], again["attempt"]["number"]) == (told["reservation_id"], 2)
 
 
-async def test_a_client_looks_for_what_waited_when_the_tail_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
-    """What a worker has put in doubt is looked for by the next caller in the same way."""
+async def waited_at_the_loss(scene: Scene, agent: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+    """The first attempt was absent and the next caller's is lost with the tail: a worker has put a supposed one in its place."""
     await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
-    body = charge("o-waited", contract=CLASS_B, time_limit_seconds=5, probe=True)
     first = await opened(agent, body)
     await settled(agent, first, "unknown")
-    id = UUID(first["reservation_id"])
     await looked_twice(scene, agent, (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json())
     await raised(scene)
+    id = UUID(first["reservation_id"])
     async with scene.connection(scene.database.worker_url) as worker:
         suspicion = Suspicion(
             organization_id=scene.organization_id, id=id, settle_seconds=1.0, recover_seconds=60.0, late_recover_seconds=60.0
         )
         assert await suspect(worker, [suspicion], lease_seconds=10.0) == [id]
+    return first
+
+
+async def test_a_client_looks_for_what_waited_when_the_tail_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """What a worker has put in doubt is looked for by the next caller in the same way."""
+    body = charge("o-waited", contract=CLASS_B, time_limit_seconds=5, probe=True)
+    first = await waited_at_the_loss(scene, agent, body)
     told = (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json()
     assert told["probe"]["attempt_id"] != first["attempt"]["id"]
     assert told["probe"]["marker"] == first["attempt"]["marker"]
+
+
+async def test_the_success_of_an_attempt_that_was_lost(
+    scene: Scene, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient
+) -> None:
+    """It settles in the name of the supposed attempt, asserted because only its client knows of it; nothing else of it is taken."""
+    first = await waited_at_the_loss(scene, agent, charge("o-told", contract=CLASS_B, time_limit_seconds=5, probe=True))
+    url, id = f"/v1/reservations/{first['reservation_id']}/settle", str(uuid4())
+    success = {"attempt_id": id, "outcome": "succeeded", "external_reference": "ch_lost", "result": {"id": "ch_lost"}}
+    problem_of(await agent.post(url, json={"attempt_id": id, "outcome": "rejected"}), 409, "attempt-unknown")
+    problem_of(await admin.post(url, json=success), 409, "attempt-unknown")
+    told = await agent.post(url, json=success)
+    assert told.status_code == 200, told.text
+    document = told.json()
+    assert (document["state"], document["receipt"]["external_reference"]) == ("succeeded", "ch_lost")
+    assert document["receipt"]["confidence"] == "asserted"
+    assert (await agent.post(url, json=success)).content == told.content
+    problem_of(await agent.post(url, json={**success, "external_reference": "ch_other"}), 409, "attempt-unknown")
+    [receipt] = await scene.fetch("select supposed from attempts where id = (select attempt_id from receipts where {own})")
+    assert receipt["supposed"] is True
+    assert await scene.count("contradictions") == 0
 
 
 async def test_a_persons_absence_waits_for_the_comparison(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
+
 from outbox_domain.reservation import Outcome
 from outbox_store.connection import Connection
 from outbox_store.doubts import LOCK
@@ -82,6 +84,17 @@ from attempts a join reservations r on (r.organization_id, r.id) = (a.organizati
 where a.organization_id = $1 and a.reservation_id = $2 and a.id = $3 and r.executor = 'client'
 """
 
+# An attempt of this id that is there, whoever's it is, was not lost.
+STANDS_FOR = """
+select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, true as newest,
+  extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
+  extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
+from reservations r join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.suspected_epoch is not null
+  and r.state in ('executing', 'in_doubt', 'succeeded') and $4 in (r.actor_id, a.actor_id)
+  and not exists (select from attempts k where (k.organization_id, k.id) = ($1, $3))
+"""
+
 # The row of the attempt is locked by the update, and asked again after a wait: what has lapsed meanwhile is not renewed.
 RENEW = """
 update attempts a
@@ -116,7 +129,22 @@ async def unplanted(connection: Connection, organization_id: UUID, reservation_i
 
 async def find(connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID) -> ClientAttempt | None:
     """The attempt of this id of a client-executed reservation, or None."""
-    record = await connection.fetchrow(FIND, organization_id, reservation_id, attempt_id)
+    return _attempt(await connection.fetchrow(FIND, organization_id, reservation_id, attempt_id))
+
+
+async def stands_for_lost(
+    connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID, actor_id: UUID
+) -> ClientAttempt | None:
+    """The newest attempt of a reservation that has been through a loss, in whose name a lost attempt of this id may be settled.
+
+    Args:
+        attempt_id: none that the ledger has.
+        actor_id: who says that it was theirs; it must be who reserved, or who holds the newest attempt.
+    """
+    return _attempt(await connection.fetchrow(STANDS_FOR, organization_id, reservation_id, attempt_id, actor_id))
+
+
+def _attempt(record: asyncpg.Record | None) -> ClientAttempt | None:
     if record is None:
         return None
     values = dict(record)
