@@ -195,37 +195,55 @@ comment on table doubt_episodes is 'What people are asked about, once for all do
 comment on column doubt_episodes.waiting is 'How many of its doubts wait for a person now.';
 comment on column doubt_episodes.doubts is 'How many there were since it was opened.';
 
-create function doubt_asked() returns trigger language plpgsql set search_path from current as $$
+-- Once per statement, and the episodes in the order of their names: two batches that went by the order of their rows would lock each
+-- other out.
+create function doubts_asked() returns trigger language plpgsql set search_path from current as $$
 declare
-  was boolean := old.state = 'in_doubt' and old.person_asked_at is not null;
-  still boolean := new.state = 'in_doubt' and new.person_asked_at is not null;
-  moved boolean := coalesce(old.doubt_cause, '') <> coalesce(new.doubt_cause, '');
+  change record;
   episode record;
 begin
-  if was and (not still or moved) then
-    update doubt_episodes e set waiting = e.waiting - 1, closed_at = case e.waiting when 1 then now() end
-    where (e.organization_id, e.connection_id, e.cause) = (old.organization_id, old.connection_id, coalesce(old.doubt_cause, '')) and e.closed_at is null
-    returning e.* into episode;
-    if found and episode.closed_at is not null then
-      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
-      values (old.organization_id, old.environment_id, 'episode-closed', '["recovery"]', jsonb_build_object('episode_id', episode.id,
-        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'doubts', episode.doubts));
-    end if;
+  if not exists (select from before where person_asked_at is not null) and not exists (select from after where person_asked_at is not null) then
+    return null;
   end if;
-  if still and (not was or moved) then
-    insert into doubt_episodes as e (organization_id, environment_id, connection_id, cause, attention, waiting, doubts, first_reservation_id)
-    values (new.organization_id, new.environment_id, new.connection_id, coalesce(new.doubt_cause, ''), new.attention, 1, 1, new.id)
-    on conflict (organization_id, connection_id, cause) where closed_at is null do update set waiting = e.waiting + 1, doubts = e.doubts + 1,
-      attention = case when 'page' in (e.attention, excluded.attention) then 'page' when 'queue' in (e.attention, excluded.attention) then 'queue' else 'none' end
-    returning e.* into episode;
-    if episode.doubts = 1 then
-      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
-      values (new.organization_id, new.environment_id, 'episode-opened', '["recovery"]', jsonb_build_object('episode_id', episode.id,
-        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'reservation_id', new.id));
+  for change in
+    with was as (
+      select organization_id, id, environment_id, connection_id, coalesce(doubt_cause, '') as cause
+      from before where state = 'in_doubt' and person_asked_at is not null
+    ), is_now as (
+      select organization_id, id, environment_id, connection_id, coalesce(doubt_cause, '') as cause, attention
+      from after where state = 'in_doubt' and person_asked_at is not null
+    )
+    select organization_id, environment_id, connection_id, cause, count(w.id)::int as gone, count(n.id)::int as come,
+      min(n.id::text)::uuid as reservation_id,
+      case when bool_or(n.attention = 'page') then 'page' when bool_or(n.attention = 'queue') then 'queue' else 'none' end as attention
+    from was w full join is_now n using (organization_id, id, environment_id, connection_id, cause)
+    where w.id is null or n.id is null
+    group by organization_id, environment_id, connection_id, cause
+    order by organization_id, connection_id, cause
+  loop
+    if change.come > 0 then
+      insert into doubt_episodes as e (organization_id, environment_id, connection_id, cause, attention, waiting, doubts, first_reservation_id)
+      values (change.organization_id, change.environment_id, change.connection_id, change.cause, change.attention, change.come, change.come,
+        change.reservation_id)
+      on conflict (organization_id, connection_id, cause) where closed_at is null do update set
+        waiting = e.waiting + change.come - change.gone, doubts = e.doubts + change.come,
+        attention = case when 'page' in (e.attention, excluded.attention) then 'page' when 'queue' in (e.attention, excluded.attention) then 'queue' else 'none' end
+      returning e.*, e.doubts = change.come as opened into episode;
+    else
+      update doubt_episodes e set waiting = e.waiting - change.gone, closed_at = case when e.waiting = change.gone then now() end
+      where (e.organization_id, e.connection_id, e.cause) = (change.organization_id, change.connection_id, change.cause) and e.closed_at is null
+      returning e.*, false as opened into episode;
     end if;
-  end if;
+    if episode.opened or episode.closed_at is not null then
+      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+      values (change.organization_id, change.environment_id, case when episode.opened then 'episode-opened' else 'episode-closed' end,
+        '["recovery"]', jsonb_strip_nulls(jsonb_build_object('episode_id', episode.id, 'connection_id', episode.connection_id,
+          'cause', episode.cause, 'attention', episode.attention,
+          'reservation_id', case when episode.opened then change.reservation_id end,
+          'doubts', case when not episode.opened then episode.doubts end)));
+    end if;
+  end loop;
   return null;
 end $$;
-create trigger doubt_asked after update on reservations for each row
-  when (old.state = 'in_doubt' and old.person_asked_at is not null or new.state = 'in_doubt' and new.person_asked_at is not null)
-  execute function doubt_asked();
+create trigger doubts_asked after update on reservations referencing old table as before new table as after
+  for each statement execute function doubts_asked();

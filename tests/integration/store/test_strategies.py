@@ -4,9 +4,10 @@ Postgres itself holds to it, whoever writes and by whatever statement.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -14,10 +15,14 @@ from tests.integration.store.races import Store
 from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import runs, tool_contracts
+from outbox_store import connections, runs, tool_contracts
 from outbox_store.claim import Claimed, NotClaimed, claim
+from outbox_store.connection import Connection
+from outbox_store.doubts import recheck
+from outbox_store.epochs import Suspicion, suspect
 from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve, reserve_within
 from outbox_store.resolve import Resolution, Resolved, resolve
+from outbox_store.sweep import Lapse, lapse
 
 SETTLE_SECONDS = 120.0
 
@@ -526,3 +531,100 @@ async def test_doubts_that_recover_by_themselves_are_no_episode(store: Store) ->
     await reserved(store, row)
     await settled(store.worker, await claimed(store.worker, row), Outcome.UNKNOWN)
     assert await episodes(store) == []
+
+
+async def cross(store: Store, what: str) -> tuple[list[NewReservation], Callable[[Connection], Awaitable[Any]]]:
+    """Two doubts whose ids are in the other order than their connections, and what moves both into their episodes, or out of them."""
+    connection_ids = sorted([store.world.connection_id, await another_connection(store)])
+    ids = sorted([uuid4(), uuid4()])
+    rows = [
+        store.world.row(id=id, connection_id=connection_id, guarantee_class="C")
+        for id, connection_id in zip(ids, reversed(connection_ids), strict=True)
+    ]
+    await reserved(store, *rows)
+    attempts = [await claimed(store.worker, row) for row in rows]
+    if what == "lapse":
+        for attempt in attempts:
+            await store.let_the_lease_lapse(attempt.attempt_id)
+        lapses = [
+            Lapse(
+                organization_id=attempt.organization_id,
+                reservation_id=attempt.reservation_id,
+                attempt_id=attempt.attempt_id,
+                settle_seconds=SETTLE_SECONDS,
+                recover_seconds=None,
+            )
+            for attempt in attempts
+        ]
+        return rows, lambda connection: lapse(connection, lapses)
+    if what == "recheck":
+        for attempt in attempts:
+            await settled(store.worker, attempt, Outcome.UNKNOWN, reason="lease lapsed", recover_seconds=None)
+        again: dict[str, Any] = {"pause_seconds": 1.0, "actor_chain": ["member:a"], "reason": "again", "batch_id": uuid4()}
+        return rows, lambda connection: recheck(connection, store.world.organization_id, ids, **again)
+    await store.owner.execute(
+        "insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until) "
+        "select number + 1, 'tests', system_identifier, timeline, now(), now() from epochs order by number desc limit 1"
+    )
+    suspicions = [
+        Suspicion(
+            organization_id=row.organization_id,
+            id=row.id,
+            settle_seconds=SETTLE_SECONDS,
+            recover_seconds=None,
+            late_recover_seconds=None,
+        )
+        for row in rows
+    ]
+    return rows, lambda connection: suspect(connection, suspicions, lease_seconds=10.0)
+
+
+async def another_connection(store: Store) -> UUID:
+    """A second account at the provider."""
+    row = connections.ConnectionRow(
+        organization_id=store.world.organization_id,
+        id=uuid4(),
+        environment_id=store.world.environment_id,
+        provider="stripe",
+        name=f"stripe-{uuid4().hex[:8]}",
+        base_url="http://127.0.0.1:1",
+        fixed_headers={},
+        currency="EUR",
+        allow_private=True,
+        is_default=False,
+    )
+    return await connections.ensure(store.owner, row)
+
+
+@pytest.mark.parametrize(
+    ("what", "cause", "already"),
+    [
+        ("lapse", "lease lapsed", True),
+        ("lapse", "lease lapsed", False),
+        ("recheck", "lease lapsed", False),
+        ("suspect", "epoch", False),
+    ],
+)
+async def test_episodes_are_locked_in_one_order(own_store: Store, what: str, cause: str, already: bool) -> None:
+    """Whoever moves doubts of several connections waits for the first episode with none of the others in hand, whatever the rows' order."""
+    store = own_store
+    rows, moves = await cross(store, what)
+    first, second = sorted(row.connection_id for row in rows)
+    if already:
+        for connection_id in (first, second):
+            await doubtful(store, reason=cause, connection_id=connection_id)
+    # Doubts of the same episodes that somebody else moves, the other side of a deadlock.
+    beside = [store.world.row(connection_id=connection_id, guarantee_class="C") for connection_id in (first, second)]
+    await reserved(store, *beside)
+    attempts = [await claimed(store.worker, row) for row in beside]
+    holder, other, third = [await store.another(store.database.superuser_url) for _ in range(3)]
+    transaction = holder.transaction()
+    await transaction.start()
+    await settled(holder, attempts[0], Outcome.UNKNOWN, reason=cause, recover_seconds=None)
+    moving = asyncio.ensure_future(moves(other))
+    await store.until_blocked(other, moving)
+    await third.execute("set lock_timeout = '2s'")
+    await settled(third, attempts[1], Outcome.UNKNOWN, reason=cause, recover_seconds=None)
+    await transaction.commit()
+    assert len(await asyncio.wait_for(moving, 20)) == 2
+    await store.assert_invariants()
