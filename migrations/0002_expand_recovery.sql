@@ -84,6 +84,7 @@ create table open_objects (
   object_key text not null,
   reservation_id uuid not null,
   quiet_at timestamptz,
+  late_until timestamptz,
   constraint one_open_reservation_per_object primary key (organization_id, connection_id, object_key),
   foreign key (organization_id, reservation_id) references reservations on delete cascade
 );
@@ -91,12 +92,13 @@ create index open_objects_reservation on open_objects (organization_id, reservat
 create index open_objects_quiet on open_objects (quiet_at) where quiet_at is not null;
 comment on table open_objects is 'Objects that an operation is changing, or that a request of a closed one may still change.';
 comment on column open_objects.quiet_at is 'Null while the reservation is open; then the time from which none of its requests can arrive any more.';
+comment on column open_objects.late_until is 'A request of an operation that had ended was written late: until then it may arrive, and nobody else''s is sent.';
 
 create function object_opened() returns trigger language plpgsql set search_path from current as $$
 begin
   insert into open_objects (organization_id, connection_id, object_key, reservation_id)
   values (new.organization_id, new.connection_id, new.object_key, new.id)
-  on conflict on constraint one_open_reservation_per_object do update set reservation_id = excluded.reservation_id, quiet_at = null
+  on conflict on constraint one_open_reservation_per_object do update set reservation_id = excluded.reservation_id, quiet_at = null, late_until = null
     where open_objects.quiet_at <= now();
   if not found then
     raise exception 'another operation on the object of reservation % is open', new.id
@@ -111,7 +113,10 @@ create function object_closed() returns trigger language plpgsql set search_path
 declare
   quiet timestamptz;
 begin
-  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds)) into quiet
+  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds), (
+      select o.late_until from open_objects o
+      where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
+    )) into quiet
   from attempts a
   where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
     and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;
@@ -127,6 +132,27 @@ end $$;
 create trigger object_closed after update on reservations for each row
   when (new.object_key is not null and old.state <> new.state and new.state in ('succeeded', 'failed', 'denied', 'voided'))
   execute function object_closed();
+
+-- A write that left after its time is reported when its reservation has ended already: its object is not free after all. Whoever has
+-- taken it meanwhile waits with what is not sent yet, and the claim asks for that.
+create function object_late() returns trigger language plpgsql set search_path from current as $$
+begin
+  insert into open_objects as o (organization_id, connection_id, object_key, reservation_id, quiet_at, late_until)
+  select r.organization_id, r.connection_id, r.object_key, r.id, late.until, late.until
+  from reservations r cross join lateral (select now() + make_interval(secs => r.quiet_seconds) as until) late
+  where (r.organization_id, r.id) = (new.organization_id, new.reservation_id) and r.object_key is not null
+    and (r.state = 'succeeded' or not r.live)
+  on conflict on constraint one_open_reservation_per_object do update set
+    quiet_at = case when o.quiet_at is not null then greatest(o.quiet_at, excluded.quiet_at) end,
+    late_until = greatest(o.late_until, excluded.late_until);
+  return null;
+end $$;
+create trigger object_late after update on attempts for each row
+  when (new.late_write and not old.late_write and new.outcome = 'unknown') execute function object_late();
+
+alter table open_reservations add column key_digest bytea;
+create unique index one_open_occurrence_per_key on open_reservations (organization_id, key_digest);
+comment on column open_reservations.key_digest is 'Of the operation key and its scope without the occurrence: one occurrence is open at a time.';
 
 create table blocked_runs (
   organization_id uuid not null,
@@ -173,37 +199,55 @@ comment on table doubt_episodes is 'What people are asked about, once for all do
 comment on column doubt_episodes.waiting is 'How many of its doubts wait for a person now.';
 comment on column doubt_episodes.doubts is 'How many there were since it was opened.';
 
-create function doubt_asked() returns trigger language plpgsql set search_path from current as $$
+-- Once per statement, and the episodes in the order of their names: two batches that went by the order of their rows would lock each
+-- other out.
+create function doubts_asked() returns trigger language plpgsql set search_path from current as $$
 declare
-  was boolean := old.state = 'in_doubt' and old.person_asked_at is not null;
-  still boolean := new.state = 'in_doubt' and new.person_asked_at is not null;
-  moved boolean := coalesce(old.doubt_cause, '') <> coalesce(new.doubt_cause, '');
+  change record;
   episode record;
 begin
-  if was and (not still or moved) then
-    update doubt_episodes e set waiting = e.waiting - 1, closed_at = case e.waiting when 1 then now() end
-    where (e.organization_id, e.connection_id, e.cause) = (old.organization_id, old.connection_id, coalesce(old.doubt_cause, '')) and e.closed_at is null
-    returning e.* into episode;
-    if found and episode.closed_at is not null then
-      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
-      values (old.organization_id, old.environment_id, 'episode-closed', '["recovery"]', jsonb_build_object('episode_id', episode.id,
-        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'doubts', episode.doubts));
-    end if;
+  if not exists (select from before where person_asked_at is not null) and not exists (select from after where person_asked_at is not null) then
+    return null;
   end if;
-  if still and (not was or moved) then
-    insert into doubt_episodes as e (organization_id, environment_id, connection_id, cause, attention, waiting, doubts, first_reservation_id)
-    values (new.organization_id, new.environment_id, new.connection_id, coalesce(new.doubt_cause, ''), new.attention, 1, 1, new.id)
-    on conflict (organization_id, connection_id, cause) where closed_at is null do update set waiting = e.waiting + 1, doubts = e.doubts + 1,
-      attention = case when 'page' in (e.attention, excluded.attention) then 'page' when 'queue' in (e.attention, excluded.attention) then 'queue' else 'none' end
-    returning e.* into episode;
-    if episode.doubts = 1 then
-      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
-      values (new.organization_id, new.environment_id, 'episode-opened', '["recovery"]', jsonb_build_object('episode_id', episode.id,
-        'connection_id', episode.connection_id, 'cause', episode.cause, 'attention', episode.attention, 'reservation_id', new.id));
+  for change in
+    with was as (
+      select organization_id, id, environment_id, connection_id, coalesce(doubt_cause, '') as cause
+      from before where state = 'in_doubt' and person_asked_at is not null
+    ), is_now as (
+      select organization_id, id, environment_id, connection_id, coalesce(doubt_cause, '') as cause, attention
+      from after where state = 'in_doubt' and person_asked_at is not null
+    )
+    select organization_id, environment_id, connection_id, cause, count(w.id)::int as gone, count(n.id)::int as come,
+      min(n.id::text)::uuid as reservation_id,
+      case when bool_or(n.attention = 'page') then 'page' when bool_or(n.attention = 'queue') then 'queue' else 'none' end as attention
+    from was w full join is_now n using (organization_id, id, environment_id, connection_id, cause)
+    where w.id is null or n.id is null
+    group by organization_id, environment_id, connection_id, cause
+    order by organization_id, connection_id, cause
+  loop
+    if change.come > 0 then
+      insert into doubt_episodes as e (organization_id, environment_id, connection_id, cause, attention, waiting, doubts, first_reservation_id)
+      values (change.organization_id, change.environment_id, change.connection_id, change.cause, change.attention, change.come, change.come,
+        change.reservation_id)
+      on conflict (organization_id, connection_id, cause) where closed_at is null do update set
+        waiting = e.waiting + change.come - change.gone, doubts = e.doubts + change.come,
+        attention = case when 'page' in (e.attention, excluded.attention) then 'page' when 'queue' in (e.attention, excluded.attention) then 'queue' else 'none' end
+      returning e.*, e.doubts = change.come as opened into episode;
+    else
+      update doubt_episodes e set waiting = e.waiting - change.gone, closed_at = case when e.waiting = change.gone then now() end
+      where (e.organization_id, e.connection_id, e.cause) = (change.organization_id, change.connection_id, change.cause) and e.closed_at is null
+      returning e.*, false as opened into episode;
     end if;
-  end if;
+    if episode.opened or episode.closed_at is not null then
+      insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
+      values (change.organization_id, change.environment_id, case when episode.opened then 'episode-opened' else 'episode-closed' end,
+        '["recovery"]', jsonb_strip_nulls(jsonb_build_object('episode_id', episode.id, 'connection_id', episode.connection_id,
+          'cause', episode.cause, 'attention', episode.attention,
+          'reservation_id', case when episode.opened then change.reservation_id end,
+          'doubts', case when not episode.opened then episode.doubts end)));
+    end if;
+  end loop;
   return null;
 end $$;
-create trigger doubt_asked after update on reservations for each row
-  when (old.state = 'in_doubt' and old.person_asked_at is not null or new.state = 'in_doubt' and new.person_asked_at is not null)
-  execute function doubt_asked();
+create trigger doubts_asked after update on reservations referencing old table as before new table as after
+  for each statement execute function doubts_asked();

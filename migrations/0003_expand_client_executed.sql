@@ -14,6 +14,17 @@ alter table tool_contracts
 create unique index tool_contracts_inline on tool_contracts (organization_id, tool, inline_digest) where inline_digest is not null;
 comment on column tool_contracts.inline_digest is 'Of a contract that came with a client-executed call, without its version.';
 
+create table probe_offers (
+  organization_id uuid not null,
+  attempt_id uuid not null,
+  actor_id uuid not null,
+  offered_at timestamptz not null default now(),
+  primary key (organization_id, attempt_id, actor_id),
+  foreign key (organization_id, attempt_id) references attempts on delete cascade,
+  foreign key (organization_id, actor_id) references actors
+);
+comment on table probe_offers is 'Who asked for an effect in doubt and was told to look for it: nobody else''s word about it is taken.';
+
 create table probes (
   organization_id uuid not null,
   id uuid not null,
@@ -43,7 +54,9 @@ begin
     raise exception 'reservation %: the API carries out nothing of the gateway', old.id
       using errcode = 'insufficient_privilege', constraint = 'reservation_executor';
   end if;
-  if current_user = 'outbox_worker' and old.executor = 'client' and (new.state = 'executing' or new.attempts <> old.attempts) then
+  -- What may have been carried out in a tail that was lost is a doubt, and an attempt that nobody remembers stands for it.
+  if current_user = 'outbox_worker' and old.executor = 'client'
+    and (new.state = 'executing' or new.attempts <> old.attempts and not (old.state = 'reserved' and new.state = 'in_doubt')) then
     raise exception 'reservation %: a worker carries out nothing of a client', old.id
       using errcode = 'insufficient_privilege', constraint = 'reservation_executor';
   end if;
@@ -75,7 +88,8 @@ begin
       using errcode = 'insufficient_privilege', constraint = 'attempt_executor';
   end if;
   if current_user = 'outbox_worker' and by_client and (
-    tg_op = 'INSERT' or new.lease_until <> old.lease_until or old.outcome is null and new.outcome <> 'unknown') then
+    tg_op = 'INSERT' and (new.outcome, new.closed_by) is distinct from ('unknown', 'epoch')
+    or new.lease_until <> old.lease_until or old.outcome is null and new.outcome <> 'unknown') then
     raise exception 'attempt %: a worker opens and answers no attempt of a client', new.id
       using errcode = 'insufficient_privilege', constraint = 'attempt_executor';
   end if;
@@ -103,7 +117,10 @@ declare
   quiet timestamptz;
 begin
   select greatest(new.absence_counts_at,
-    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds))) into quiet
+    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds)), (
+      select o.late_until from open_objects o
+      where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
+    )) into quiet
   from attempts a
   where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
     and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;

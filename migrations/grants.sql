@@ -54,8 +54,7 @@ grant insert on epoch_clearances to outbox_api;
 grant update (suspected_epoch) on reservations to outbox_api;
 
 -- Objects, blocked runs and episodes are kept by triggers of reservations, in the rights of whoever changes the reservation.
-grant select, insert, update, delete on open_objects to outbox_api;
-grant select, update, delete on open_objects to outbox_worker;
+grant select, insert, update, delete on open_objects to outbox_api, outbox_worker;
 grant select, insert, delete on blocked_runs to outbox_api, outbox_worker;
 grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
 
@@ -65,7 +64,7 @@ grant insert on attempts to outbox_api;
 grant update (attempts, epoch, resends, last_attempt_id, late_write, conflicted, void_reason, provider_status, provider_code) on reservations to outbox_api;
 grant update (lease_until, provider_key, marker, late_outcome, late_write, stored, provider_status, provider_code, provider_request_id,
   provider_seconds) on attempts to outbox_api;
-grant select, insert on probes to outbox_api;
+grant select, insert on probes, probe_offers to outbox_api;
 grant update (answered_at, found, verdict) on probes to outbox_api;
 -- What an inline contract brings along; the trigger `inline_only` refuses everything else.
 grant insert (organization_id, tool, version, document, inline_digest) on tool_contracts to outbox_api;

@@ -92,3 +92,14 @@ async def test_what_nobody_took_up_is_withdrawn(ground: Ground) -> None:
     row = await reserved(ground, REFUND, not_after_seconds=1.0)
     found = await ground.until_state(row, "voided")
     assert (found["outcomes"], await ground.effects(row)) == ([], [])
+
+
+async def test_what_waited_before_a_loss_is_withdrawn_by_nobody(ground: Ground) -> None:
+    """Reserved for a client in an older epoch and late: it may have been carried out in what was lost, so a person is asked, once."""
+    row = await reserved(ground, REFUND, not_after_seconds=1.0)
+    await ground.change(
+        "insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until) "
+        "select number + 1, 'tests', system_identifier, timeline, now(), now() from epochs order by number desc limit 1"
+    )
+    found = await ground.until_a_person(row)
+    assert (found["state"], found["outcomes"], await ground.effects(row)) == ("in_doubt", ["unknown"], [])

@@ -328,6 +328,7 @@ class Ledger:
         """What was thought absent has left after all: in doubt again, or, where it is closed, its key is refused."""
         if one.state in (State.FAILED, State.VOIDED):
             self.contradictions.setdefault((one.id, f"late-write:{attempt.id}"), True)
+            attempt.late_outcome, attempt.late_write = report.outcome, True
             return "contradiction"
         if one.state is State.SUCCEEDED:
             return self.note(one, attempt, report)

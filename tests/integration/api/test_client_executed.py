@@ -243,10 +243,22 @@ async def test_class_b_finds_its_effect(agent: httpx2.AsyncClient, scene: Scene)
     # The lease, the handler's time limit (as long as the lease at least) and the settle time.
     assert 15 < begun["counts_in_seconds"] <= 20
     assert (found.status_code, found.json()["state"]) == (200, "succeeded")
-    assert found.json()["receipt"]["confidence"] == "confirmed-by-lookup"
+    assert found.json()["receipt"]["confidence"] == "asserted", "it is the client's word"
     assert found.json()["probe"] == {"id": begun["probe_id"], "verdict": "settled"}
     replay = await agent.post("/v1/reservations", json=charge(contract=CLASS_B, time_limit_seconds=5))
     assert replay.json()["receipt"]["external_reference"] == "t-1"
+
+
+async def test_who_was_not_asked_to_look_is_not_heard(agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene) -> None:
+    """Another actor of the same reach begins no probe of a doubt before it asks for the effect itself and is told to look."""
+    first = await in_doubt_b(agent, scene)
+    url = f"/v1/reservations/{first['reservation_id']}/probes"
+    lost = {"attempt_id": first["attempt"]["id"]}
+    problem_of(await admin.post(url, json=lost), 409, "not-probed")
+    assert await scene.count("probes") == 0
+    told = await admin.post("/v1/reservations", json=charge(contract=CLASS_B, time_limit_seconds=5, probe=True))
+    assert (told.status_code, told.json()["probe"]["attempt_id"]) == (201, first["attempt"]["id"])
+    assert (await admin.post(url, json=lost)).status_code == 201
 
 
 async def test_class_b_is_done_again_after_absences_that_count(agent: httpx2.AsyncClient, scene: Scene) -> None:
@@ -594,3 +606,18 @@ async def test_a_renewal_is_answered_anew(agent: httpx2.AsyncClient, scene: Scen
     assert (await agent.post(url, json=body, headers=with_key)).status_code == 200
     await lapse_now(scene, held)
     problem_of(await agent.post(url, json=body, headers=with_key), 409, "lease-lost")
+
+
+async def test_two_operations_on_one_object_in_the_same_instant(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """Of clients that reserve one object at once one holds the attempt, and every other is told that the object is busy."""
+
+    def setting(number: int) -> dict[str, Any]:
+        named = {"input": {"name": "colour", "value": str(number)}, "reference": f"case-{number}"}
+        return {"tool": "sandbox.label.set", "attempt_id": str(uuid4()), **named}
+
+    answers = await asyncio.gather(*(agent.post("/v1/reservations", json=setting(number)) for number in range(12)))
+    [first] = [answer.json() for answer in answers if answer.status_code == 201]
+    for answer in answers:
+        if answer.status_code != 201:
+            assert problem_of(answer, 409, "object-busy")["open_reservation_id"] == first["reservation_id"]
+    assert await scene.count("reservations") == 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
@@ -16,6 +17,7 @@ from tests.support.postgres import Database, PostgresServer
 from outbox_domain.reservation import State
 from outbox_runtime.sealing import WrappingKey
 from outbox_store import actors
+from outbox_store.epochs import Suspicion, suspect
 
 RAISED = """
 insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until)
@@ -186,17 +188,76 @@ async def lost(scene: Scene, reservation_id: str) -> None:
     await raised(scene)
 
 
-async def test_nobody_probes_for_a_marker_that_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
-    """Class B after a loss: what the lost attempt planted is not known, so no client is asked to look, and none may say it looked."""
+async def looked_twice(scene: Scene, agent: httpx2.AsyncClient, told: dict[str, Any]) -> None:
+    """The caller who was told to look does so twice, at times that count, and finds nothing."""
+    url = f"/v1/reservations/{told['reservation_id']}/probes"
+    await scene.fetch("update reservations set absence_counts_at = now() - interval '1 hour' where {own}")
+    for _ in range(2):
+        begun = await agent.post(url, json={"attempt_id": told["probe"]["attempt_id"]})
+        assert (await agent.post(f"{url}/{begun.json()['probe_id']}", json={"found": False})).status_code == 200
+        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where {own}")
+
+
+async def test_a_client_looks_for_what_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """Class B after a loss: what the lost attempt planted follows from its names, so its caller looks for it; not there, it goes on."""
     await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
     body = charge("o-lost", contract=CLASS_B, time_limit_seconds=5, probe=True)
     first = await opened(agent, body)
     await lost(scene, first["reservation_id"])
-    told = problem_of(await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())}), 409, "in-doubt")
-    url = f"/v1/reservations/{told['reservation_id']}"
-    [supposed] = (await agent.get(url)).json()["attempts"]
-    problem_of(await agent.post(f"{url}/probes", json={"attempt_id": supposed["id"]}), 409, "not-probed")
-    assert (await agent.get(url)).json()["state"] == "in_doubt"
+    told = (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json()
+    [supposed] = await scene.fetch("select id, supposed from attempts where {own}")
+    assert (told["probe"]["attempt_id"], supposed["supposed"]) == (str(supposed["id"]), True)
+    for name in ("marker", "provider_key"):
+        assert told["probe"][name] == first["attempt"][name]
+    await looked_twice(scene, agent, told)
+    again = await opened(agent, {**body, "attempt_id": str(uuid4())})
+    assert (again["reservation_id"], again["attempt"]["number"]) == (told["reservation_id"], 2)
+
+
+async def waited_at_the_loss(scene: Scene, agent: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+    """The first attempt was absent and the next caller's is lost with the tail: a worker has put a supposed one in its place."""
+    await scene.fetch("update epochs set possibly_lost_until = now() where number > 1")
+    first = await opened(agent, body)
+    await settled(agent, first, "unknown")
+    await looked_twice(scene, agent, (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json())
+    await raised(scene)
+    id = UUID(first["reservation_id"])
+    async with scene.connection(scene.database.worker_url) as worker:
+        suspicion = Suspicion(
+            organization_id=scene.organization_id, id=id, settle_seconds=1.0, recover_seconds=60.0, late_recover_seconds=60.0
+        )
+        assert await suspect(worker, [suspicion], lease_seconds=10.0) == [id]
+    return first
+
+
+async def test_a_client_looks_for_what_waited_when_the_tail_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:
+    """What a worker has put in doubt is looked for by the next caller in the same way."""
+    body = charge("o-waited", contract=CLASS_B, time_limit_seconds=5, probe=True)
+    first = await waited_at_the_loss(scene, agent, body)
+    told = (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json()
+    assert told["probe"]["attempt_id"] != first["attempt"]["id"]
+    assert told["probe"]["marker"] == first["attempt"]["marker"]
+
+
+async def test_the_success_of_an_attempt_that_was_lost(
+    scene: Scene, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient
+) -> None:
+    """It settles in the name of the supposed attempt, asserted because only its client knows of it; nothing else of it is taken."""
+    first = await waited_at_the_loss(scene, agent, charge("o-told", contract=CLASS_B, time_limit_seconds=5, probe=True))
+    url, id = f"/v1/reservations/{first['reservation_id']}/settle", str(uuid4())
+    success = {"attempt_id": id, "outcome": "succeeded", "external_reference": "ch_lost", "result": {"id": "ch_lost"}}
+    problem_of(await agent.post(url, json={"attempt_id": id, "outcome": "rejected"}), 409, "attempt-unknown")
+    problem_of(await admin.post(url, json=success), 409, "attempt-unknown")
+    told = await agent.post(url, json=success)
+    assert told.status_code == 200, told.text
+    document = told.json()
+    assert (document["state"], document["receipt"]["external_reference"]) == ("succeeded", "ch_lost")
+    assert document["receipt"]["confidence"] == "asserted"
+    assert (await agent.post(url, json=success)).content == told.content
+    problem_of(await agent.post(url, json={**success, "external_reference": "ch_other"}), 409, "attempt-unknown")
+    [receipt] = await scene.fetch("select supposed from attempts where id = (select attempt_id from receipts where {own})")
+    assert receipt["supposed"] is True
+    assert await scene.count("contradictions") == 0
 
 
 async def test_a_persons_absence_waits_for_the_comparison(

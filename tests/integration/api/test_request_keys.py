@@ -66,14 +66,16 @@ async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene:
         assert begun.is_success, begun.text
         names = {"reservation_id": document["reservation_id"], "probe_id": begun.json()["probe_id"]}
         return Sample(path=path.format(**names), body={"found": True, "external_reference": "ch_1"}, other={"found": False})
-    if operation in ("resolveDoubts", "recheckDoubts", "answerDoubt"):
-        document = await held("unknown")
-        saw = {"reason": "Seen there.", "evidence": "their log"}
-        if operation == "answerDoubt":
-            happened = {"as": "happened", "external_reference": "ch_1", "override": True, **saw}
-            return Sample(
-                path=path.format(reservation_id=document["reservation_id"]), body=happened, other=happened | {"reason": "Other."}
-            )
+    if operation in ("resolveDoubts", "recheckDoubts", "answerDoubt", "closeContradiction"):
+        document = await held("rejected" if operation == "closeContradiction" else "unknown")
+        happened: dict[str, Any] = {"as": "happened", "external_reference": "ch_1", "reason": "Seen there.", "evidence": "their log"}
+        if operation in ("answerDoubt", "closeContradiction"):
+            if operation == "answerDoubt":
+                happened["override"] = True
+            else:
+                problem_of(await settled(admin, document, result={"id": "ch_1"}), 409, "outcome-differs")
+            url = path.format(reservation_id=document["reservation_id"])
+            return Sample(path=url, body=happened, other=happened | {"reason": "Other."})
         batch: dict[str, Any] = {
             "where": {"reservation": document["reservation_id"]},
             "expect": 1,

@@ -268,6 +268,20 @@ async def test_nothing_listens(provider: Provider, scene: Scene) -> None:
         problem_of(await provider.send(event(), connection_id=id), 404, "not-found")
 
 
+@pytest.mark.parametrize("id", ["00000000-0000-4000-8000-000000000000", "stripe"])
+async def test_nothing_is_read_for_a_connection_that_is_none(api: RunningApi, id: str) -> None:
+    """The answer comes before a byte of the body is sent, however long it is said to be."""
+    url = httpx2.URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        head = f"POST /v1/webhooks/{id} HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: application/json\r\nContent-Length: 900000\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(3.0):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    finally:
+        writer.close()
+
+
 async def test_events_of_others(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
     """What carries no marker, none of ours, or one that names no effect, is taken and changes nothing."""
     attempt = await provider.doubtful(agent)

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -225,6 +225,31 @@ async def test_what_is_late_is_withdrawn(store: Store) -> None:
     found = {row.reservation_id: row.executor for row in await due(store.worker, overdue_seconds=0.0, limit=10_000)}
     assert early.id not in found
     assert found[workers.id] == "gateway"
+
+
+async def noted(connection: Connection, row: NewReservation, *, attempt_id: str) -> None:
+    """Keep that a client named an attempt of nobody's."""
+    async with connection.transaction():
+        await client_attempts.note(
+            connection,
+            row.organization_id,
+            row.id,
+            UUID(attempt_id),
+            outcome=Outcome.SUCCEEDED,
+            actor_chain=["agent:tests"],
+            detail={"reason": "attempt unknown", "attempt_id": attempt_id},
+        )
+
+
+async def test_what_clients_say_of_attempts_of_nobodys_is_bounded(store: Store) -> None:
+    """The same is kept once, also by two at once, and a reservation has a small number of such entries."""
+    row, _ = await held(store)
+    said = str(uuid4())
+    await store.beside(lambda holder: noted(holder, row, attempt_id=said), lambda other: noted(other, row, attempt_id=said))
+    assert [kind for kind, *_ in await store.entries(row.id)].count("evidence") == 1
+    for _ in range(client_attempts.EVIDENCE_MAX + 5):
+        await noted(store.api, row, attempt_id=str(uuid4()))
+    assert [kind for kind, *_ in await store.entries(row.id)].count("evidence") == client_attempts.EVIDENCE_MAX
 
 
 async def test_inline_contracts_are_numbered_and_counted(store: Store) -> None:

@@ -283,31 +283,59 @@ async def test_the_window_begins_when_the_tail_was_lost(own_store: Store) -> Non
 
 
 async def test_what_clients_carry_out(own_store: Store) -> None:
-    """A worker puts a client's attempt in doubt for its handler's time too, and leaves what is reserved to the API, which suspects it."""
+    """A client's attempt is in doubt for its handler's time too; so is what waits for the next caller, because it may have been carried out."""
     row, waiting = await reserved(own_store, executor="client"), await reserved(own_store, executor="client")
     by_client: dict[str, Any] = {"executor": "client", "actor_id": own_store.world.actor_id}
     opened = await claim_by_client(own_store.api, claim_of(row, time_limit_seconds=300.0, **by_client))
     assert isinstance(opened, ClaimedByClient)
     raised = await lose(own_store)
     assert raised is not None
-    assert raised.suspected == 1
+    assert raised.suspected == 2
     found = await own_store.reservation(row.id)
     assert found["state"] == "in_doubt"
     assert found["absence_counts_at"] >= opened.lease_until + timedelta(seconds=300 + TIMES.settle_seconds)
-    assert (await own_store.reservation(waiting.id))["state"] == "reserved"
-    refusal = await claim_by_client(own_store.api, claim_of(waiting, **by_client))
-    assert refusal == NotClaimed(reservation_id=waiting.id, reason="possibly-sent")
+    assert (await own_store.reservation(waiting.id))["state"] == "in_doubt"
+    again = await claim_by_client(own_store.api, claim_of(waiting, **by_client))
+    assert isinstance(again, ClaimedByClient)
+    assert (again.number, again.resend, again.generation) == (2, True, 0)
+    await own_store.assert_invariants()
+
+
+async def test_a_client_asks_for_a_key_first_seen(own_store: Store) -> None:
+    """It is refused as possibly sent; put in doubt by the API, it is handed over under the key that a lost attempt would have had."""
+    await lose(own_store)
+    row = await reserved(own_store, executor="client")
+    by_client: dict[str, Any] = {"executor": "client", "actor_id": own_store.world.actor_id}
+    refusal = await claim_by_client(own_store.api, claim_of(row, **by_client))
+    assert refusal == NotClaimed(reservation_id=row.id, reason="possibly-sent")
     suspicion = Suspicion(
-        organization_id=waiting.organization_id,
-        id=waiting.id,
+        organization_id=row.organization_id,
+        id=row.id,
         settle_seconds=2.0,
         recover_seconds=60.0,
         late_recover_seconds=60.0,
     )
-    assert await epochs.suspect(own_store.api, [suspicion], lease_seconds=LEASE_SECONDS) == [waiting.id]
-    again = await claim_by_client(own_store.api, claim_of(waiting, **by_client))
+    assert await epochs.suspect(own_store.api, [suspicion], lease_seconds=LEASE_SECONDS) == [row.id]
+    again = await claim_by_client(own_store.api, claim_of(row, **by_client))
     assert isinstance(again, ClaimedByClient)
     assert (again.number, again.resend, again.generation) == (2, True, 0)
+    await own_store.assert_invariants()
+
+
+async def test_what_waits_for_a_client_keeps_its_handlers_time(own_store: Store) -> None:
+    """After proven absence the next caller may have carried it out in the lost tail: an absence counts after its handler's limit."""
+    row = await reserved(own_store, executor="client", guarantee_class="B")
+    by_client: dict[str, Any] = {"executor": "client", "actor_id": own_store.world.actor_id}
+    opened = await claim_by_client(own_store.api, claim_of(row, time_limit_seconds=300.0, **by_client))
+    assert isinstance(opened, ClaimedByClient)
+    await settled(own_store.api, opened, Outcome.UNKNOWN)
+    assert (await absent(own_store, row)).state is State.RESERVED
+    await lose(own_store)
+    found = await own_store.reservation(row.id)
+    started = await own_store.one("select started_at from epochs where number = 2")
+    assert found["state"] == "in_doubt"
+    assert found["absence_counts_at"] >= started + timedelta(seconds=300 + TIMES.settle_seconds)
+    assert (await own_store.attempt(found["last_attempt_id"]))["supposed"] is True
     await own_store.assert_invariants()
 
 

@@ -29,9 +29,10 @@ GRANTS: dict[str, dict[str, str]] = {
     "instances": {"outbox_api": S, "outbox_worker": SI},
     "ledger_entries": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "members": {"outbox_api": S},
-    "open_objects": {"outbox_api": ALL, "outbox_worker": "SELECT UPDATE DELETE"},
+    "open_objects": {"outbox_api": ALL, "outbox_worker": ALL},
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
+    "probe_offers": {"outbox_api": SI},
     "probes": {"outbox_api": SI},
     "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
@@ -231,6 +232,10 @@ async def test_what_a_worker_may_not_do_to_what_a_client_does(store: Store) -> N
     assert isinstance(refused.error, asyncpg.InsufficientPrivilegeError)
     assert isinstance(await claim_by_client(store.api, wish), ClaimedByClient)
     for statement in (
+        "insert into attempts (organization_id, id, reservation_id, number, epoch, actor_id, worker, resend, lease_until, outcome, closed_at, "
+        "closed_by) select organization_id, gen_random_uuid(), id, 99, epoch, actor_id, 'mine', false, now(), 'unknown', now(), 'lapse' "
+        "from reservations where id = $1",
+        "update reservations set attempts = 9 where id = $1",
         "update attempts set lease_until = now() + interval '1 day' where reservation_id = $1",
         "update attempts set outcome = 'unsent', closed_at = now(), closed_by = 'answer' where reservation_id = $1",
     ):

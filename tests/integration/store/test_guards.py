@@ -204,6 +204,7 @@ async def filled(store: Store) -> None:
     opened = await claim_by_client(store.api, wish)
     assert isinstance(opened, ClaimedByClient)
     await settled(store.api, opened, Came.UNKNOWN)
+    await probes.offer(store.api, world.organization_id, wish.attempt_id, world.actor_id)
     assert await probes.begin(store.api, world.organization_id, clients.id, uuid4(), wish.attempt_id, world.actor_id)
 
 

@@ -22,6 +22,7 @@ from tests.integration.store import (
     test_reserve,
     test_resolve,
     test_settle,
+    test_strategies,
     test_sweep,
 )
 from tests.integration.store.races import Store
@@ -45,6 +46,11 @@ Battery = Callable[[Store], Awaitable[Any]]
 CAUGHT = (AssertionError, asyncpg.PostgresError, RuntimeError, pytest.fail.Exception)
 
 LIVE_KEY = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"
+WITHOUT_LIVE_KEY = (
+    f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live; "
+    "drop index one_open_occurrence_per_key"
+)
+"""Two indexes refuse a second open reservation of a key: one by the key, one by the key without its occurrence."""
 
 
 async def rounds(store: Store, seed: int = 0) -> None:
@@ -62,23 +68,33 @@ async def fails(battery: Battery, store: Store) -> None:
 SCHEMA: list[tuple[str, str, Battery]] = [
     (
         "one live reservation per key",
-        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        WITHOUT_LIVE_KEY,
         test_reserve.test_a_taken_key_is_held_and_nothing_is_written,
     ),
     (
         "one live reservation per key, two callers",
-        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        WITHOUT_LIVE_KEY,
         test_batches_of_200.test_two_unsorted_callers_at_once,
     ),
     (
         "one live reservation per key, arrays",
-        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        WITHOUT_LIVE_KEY,
         rounds,
     ),
     (
         "one live reservation per key, a holder in between",
-        f"drop index reservations_live; create index reservations_live on reservations {LIVE_KEY} where live",
+        WITHOUT_LIVE_KEY,
         test_reserve.test_the_holder_commits_meanwhile,
+    ),
+    (
+        "one open occurrence per key",
+        "drop index one_open_occurrence_per_key",
+        partial(test_strategies.test_two_occurrences_at_the_same_instant, commit=True),
+    ),
+    (
+        "a late write holds its object",
+        "drop trigger object_late on attempts",
+        test_strategies.test_a_late_write_holds_the_object_of_what_had_ended,
     ),
     (
         "a success is live",

@@ -4,9 +4,10 @@ Postgres itself holds to it, whoever writes and by whatever statement.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -14,10 +15,14 @@ from tests.integration.store.races import Store
 from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import runs, tool_contracts
+from outbox_store import connections, runs, tool_contracts
 from outbox_store.claim import Claimed, NotClaimed, claim
-from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve
+from outbox_store.connection import Connection
+from outbox_store.doubts import recheck
+from outbox_store.epochs import Suspicion, suspect
+from outbox_store.reserve import Barred, Held, NewReservation, Won, holders, reserve, reserve_within
 from outbox_store.resolve import Resolution, Resolved, resolve
+from outbox_store.sweep import Lapse, lapse
 
 SETTLE_SECONDS = 120.0
 
@@ -193,6 +198,78 @@ async def test_a_doubt_keeps_its_object(store: Store) -> None:
     assert await store.count("open_objects", f"object_key = '{object_key}'") == 0
 
 
+async def written_late(store: Store, attempt: Claimed) -> str:
+    """Its worker reports that the attempt's last byte left after its time."""
+    late = await settled(
+        store.worker, attempt, Outcome.UNKNOWN, late_write=True, settle_seconds=SETTLE_SECONDS, late_recover_seconds=None
+    )
+    return late.verdict
+
+
+async def ended_as_absent(store: Store, object_key: str) -> tuple[NewReservation, Claimed]:
+    """An operation that was closed because its one attempt was thought absent, and that attempt."""
+    row = setting(store, object_key)
+    await reserved(store, row)
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.UNKNOWN)
+    assert await person_says(store, row, happened=False) == "settled"
+    await store.owner.execute("update open_objects set quiet_at = now() - interval '1 s' where object_key = $1", object_key)
+    return row, attempt
+
+
+async def test_a_late_write_holds_the_object_of_what_had_ended(store: Store) -> None:
+    """Thought absent and closed, its write left late: the object is busy again until that cannot arrive any more."""
+    object_key = f"label:{uuid4()}"
+    row, attempt = await ended_as_absent(store, object_key)
+    await store.owner.execute("delete from open_objects where object_key = $1", object_key)
+    assert await written_late(store, attempt) == "contradiction"
+    second = setting(store, object_key)
+    [barred] = await reserved(store, second)
+    assert isinstance(barred, Barred)
+    assert (barred.by, barred.reservation_id) == ("object", row.id)
+    assert barred.after_seconds == pytest.approx(SETTLE_SECONDS, abs=5)
+    await store.owner.execute("update open_objects set quiet_at = now(), late_until = now() where object_key = $1", object_key)
+    assert await reserved(store, second) == [Won(id=second.id)]
+
+
+async def test_a_late_write_of_an_attempt_beside_a_success_holds_the_object_longer(store: Store) -> None:
+    """The object was to be free after the lease and the settle time; what left later arrives later."""
+    object_key = f"label:{uuid4()}"
+    row = setting(store, object_key)
+    await reserved(store, row)
+    first = await claimed(store.worker, row)
+    await settled(store.worker, first, Outcome.UNKNOWN)
+    await store.owner.execute("update attempts set closed_by = 'lapse' where id = $1", first.attempt_id)
+    await settled(store.worker, await claimed(store.worker, row), Outcome.SUCCEEDED)
+    await store.owner.execute("update open_objects set quiet_at = now() + interval '1 s' where object_key = $1", object_key)
+    assert await written_late(store, first) == "evidence"
+    [barred] = await reserved(store, setting(store, object_key))
+    assert isinstance(barred, Barred)
+    assert barred.after_seconds == pytest.approx(SETTLE_SECONDS, abs=5)
+
+
+async def test_a_late_write_holds_back_whoever_has_taken_the_object(store: Store) -> None:
+    """The next operation is reserved already: it is not sent before the late request has arrived or never will, and keeps its object so long."""
+    object_key = f"label:{uuid4()}"
+    _, attempt = await ended_as_absent(store, object_key)
+    second, other = setting(store, object_key), setting(store, None)
+    assert await reserved(store, second, other) == [Won(id=second.id), Won(id=other.id)]
+    assert await written_late(store, attempt) == "contradiction"
+    refused, granted = await claim(store.worker, [claim_of(second), claim_of(other)])
+    assert refused == NotClaimed(reservation_id=second.id, reason="not-due")
+    assert isinstance(granted, Claimed)
+    assert (await store.reservation(second.id))["due_seconds"] == pytest.approx(SETTLE_SECONDS, abs=5)
+    await store.owner.execute("update open_objects set late_until = now() where object_key = $1", object_key)
+    await store.owner.execute("update open_reservations set due_at = now() where reservation_id = $1", second.id)
+    newer = await claimed(store.worker, second)
+    # Reported while the newer one is under way: nobody may set the object after it before the late one is quiet.
+    await store.owner.execute("update open_objects set late_until = now() + interval '100 s' where object_key = $1", object_key)
+    await settled(store.worker, newer, Outcome.SUCCEEDED)
+    [barred] = await reserved(store, setting(store, object_key))
+    assert isinstance(barred, Barred)
+    assert barred.after_seconds == pytest.approx(100, abs=5)
+
+
 async def test_without_the_trigger_an_object_is_set_twice(own_store: Store) -> None:
     """Negative control: with the constraint's trigger gone, two operations at the same instant are both reserved."""
     await own_store.owner.execute("drop trigger object_opened on reservations")
@@ -226,6 +303,19 @@ async def test_two_occurrences_in_one_batch(store: Store) -> None:
         Barred(by="occurrence", reservation_id=first.id, after_seconds=None),
         Won(id=first.id),
     ]
+
+
+@pytest.mark.parametrize("commit", [True, False])
+async def test_two_occurrences_at_the_same_instant(store: Store, commit: bool) -> None:
+    """Asked for in two transactions at once, the second waits for the first and is refused; where that one is given up it is reserved."""
+    first = store.world.row()
+    second = store.world.row(first.operation_key, occurrence=2)
+    found = await store.beside(
+        lambda holder: reserve_within(holder, first), lambda other: reserve(other, [second]), commit=commit
+    )
+    barred = Barred(by="occurrence", reservation_id=first.id, after_seconds=None)
+    assert found == [barred if commit else Won(id=second.id)]
+    assert await store.count("reservations", f"operation_key = '{first.operation_key}'") == 1
 
 
 # Runs.
@@ -441,3 +531,100 @@ async def test_doubts_that_recover_by_themselves_are_no_episode(store: Store) ->
     await reserved(store, row)
     await settled(store.worker, await claimed(store.worker, row), Outcome.UNKNOWN)
     assert await episodes(store) == []
+
+
+async def cross(store: Store, what: str) -> tuple[list[NewReservation], Callable[[Connection], Awaitable[Any]]]:
+    """Two doubts whose ids are in the other order than their connections, and what moves both into their episodes, or out of them."""
+    connection_ids = sorted([store.world.connection_id, await another_connection(store)])
+    ids = sorted([uuid4(), uuid4()])
+    rows = [
+        store.world.row(id=id, connection_id=connection_id, guarantee_class="C")
+        for id, connection_id in zip(ids, reversed(connection_ids), strict=True)
+    ]
+    await reserved(store, *rows)
+    attempts = [await claimed(store.worker, row) for row in rows]
+    if what == "lapse":
+        for attempt in attempts:
+            await store.let_the_lease_lapse(attempt.attempt_id)
+        lapses = [
+            Lapse(
+                organization_id=attempt.organization_id,
+                reservation_id=attempt.reservation_id,
+                attempt_id=attempt.attempt_id,
+                settle_seconds=SETTLE_SECONDS,
+                recover_seconds=None,
+            )
+            for attempt in attempts
+        ]
+        return rows, lambda connection: lapse(connection, lapses)
+    if what == "recheck":
+        for attempt in attempts:
+            await settled(store.worker, attempt, Outcome.UNKNOWN, reason="lease lapsed", recover_seconds=None)
+        again: dict[str, Any] = {"pause_seconds": 1.0, "actor_chain": ["member:a"], "reason": "again", "batch_id": uuid4()}
+        return rows, lambda connection: recheck(connection, store.world.organization_id, ids, **again)
+    await store.owner.execute(
+        "insert into epochs (number, cause, system_identifier, timeline, lost_since, possibly_lost_until) "
+        "select number + 1, 'tests', system_identifier, timeline, now(), now() from epochs order by number desc limit 1"
+    )
+    suspicions = [
+        Suspicion(
+            organization_id=row.organization_id,
+            id=row.id,
+            settle_seconds=SETTLE_SECONDS,
+            recover_seconds=None,
+            late_recover_seconds=None,
+        )
+        for row in rows
+    ]
+    return rows, lambda connection: suspect(connection, suspicions, lease_seconds=10.0)
+
+
+async def another_connection(store: Store) -> UUID:
+    """A second account at the provider."""
+    row = connections.ConnectionRow(
+        organization_id=store.world.organization_id,
+        id=uuid4(),
+        environment_id=store.world.environment_id,
+        provider="stripe",
+        name=f"stripe-{uuid4().hex[:8]}",
+        base_url="http://127.0.0.1:1",
+        fixed_headers={},
+        currency="EUR",
+        allow_private=True,
+        is_default=False,
+    )
+    return await connections.ensure(store.owner, row)
+
+
+@pytest.mark.parametrize(
+    ("what", "cause", "already"),
+    [
+        ("lapse", "lease lapsed", True),
+        ("lapse", "lease lapsed", False),
+        ("recheck", "lease lapsed", False),
+        ("suspect", "epoch", False),
+    ],
+)
+async def test_episodes_are_locked_in_one_order(own_store: Store, what: str, cause: str, already: bool) -> None:
+    """Whoever moves doubts of several connections waits for the first episode with none of the others in hand, whatever the rows' order."""
+    store = own_store
+    rows, moves = await cross(store, what)
+    first, second = sorted(row.connection_id for row in rows)
+    if already:
+        for connection_id in (first, second):
+            await doubtful(store, reason=cause, connection_id=connection_id)
+    # Doubts of the same episodes that somebody else moves, the other side of a deadlock.
+    beside = [store.world.row(connection_id=connection_id, guarantee_class="C") for connection_id in (first, second)]
+    await reserved(store, *beside)
+    attempts = [await claimed(store.worker, row) for row in beside]
+    holder, other, third = [await store.another(store.database.superuser_url) for _ in range(3)]
+    transaction = holder.transaction()
+    await transaction.start()
+    await settled(holder, attempts[0], Outcome.UNKNOWN, reason=cause, recover_seconds=None)
+    moving = asyncio.ensure_future(moves(other))
+    await store.until_blocked(other, moving)
+    await third.execute("set lock_timeout = '2s'")
+    await settled(third, attempts[1], Outcome.UNKNOWN, reason=cause, recover_seconds=None)
+    await transaction.commit()
+    assert len(await asyncio.wait_for(moving, 20)) == 2
+    await store.assert_invariants()

@@ -160,7 +160,7 @@ class Receipt:
         tool: what was done.
         contract_version: of the tool's contract.
         external_reference: the provider's own name of the effect (`re_3Nx`).
-        confidence: `confirmed`, `confirmed-by-lookup`, `confirmed-by-webhook` or `asserted` (by a person).
+        confidence: `confirmed`, `confirmed-by-lookup`, `confirmed-by-webhook` or `asserted` (a person's or a client's word).
         evidence: what proves it.
         actor_chain: who acted, on whose behalf (`agent:refunds`).
         owner: the team that answers for the tool.

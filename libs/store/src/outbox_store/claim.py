@@ -148,7 +148,8 @@ class NotClaimed:
     """Why no attempt was opened.
 
     Attributes:
-        reason: `gone` (another holds it, or it is closed), `not-due`, `voided` (withdrawn just now), `parked` (a contradiction
+        reason: `gone` (another holds it, or it is closed), `not-due` (or an older request
+            for its object may still arrive), `voided` (withdrawn just now), `parked` (a contradiction
             is examined), `no-resend` (out of doubt nothing may be sent again), `held` (the connection's breaker is open),
             `unverified` (this Postgres was not compared with the marks yet), `possibly-sent` (before a loss: it has to become a doubt).
     """
@@ -214,16 +215,22 @@ with input as (
       when l.not_after <= now() then 'not-sent-in-time'
       when l.last_attempt_outcome = 'deferred' then 'tries-exhausted'
       else 'provider-unreachable'
-    end as reason
+    end as reason,
+    (select b.late_until from open_objects b
+      where (b.organization_id, b.connection_id, b.object_key) = (l.organization_id, l.connection_id, l.object_key)) as late_until
   from locked l join open_reservations o on (o.organization_id, o.reservation_id) = (l.organization_id, l.id) cross join server s
 ), judged as materialized (
   -- The breaker protects the provider, not the promise: read from another table, it may be a moment old.
   select w.*, b.verdict, b.trial
   from wanting w cross join lateral (
-    select case when w.wanted = 'claim' and w.executor = 'gateway' and exists (
-        select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
-          and b.closed_at is null and b.trial_reservation_id is distinct from w.id
-      ) then 'held' else w.wanted end as verdict,
+    select case
+        when w.wanted = 'claim' and w.late_until > now() then 'busy'
+        when w.wanted = 'claim' and w.executor = 'gateway' and exists (
+          select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
+            and b.closed_at is null and b.trial_reservation_id is distinct from w.id
+        ) then 'held'
+        else w.wanted
+      end as verdict,
       w.wanted in ('claim', 'own') and exists (
         select from breakers b where (b.organization_id, b.connection_id) = (w.organization_id, w.connection_id)
           and b.closed_at is null and b.trial_reservation_id = w.id
@@ -235,6 +242,10 @@ with input as (
   where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'claim'
     and (o.due_at <= now() or j.executor = 'client')
   returning o.organization_id, o.reservation_id as id
+), put_off as (
+  -- An older request for its object may still arrive, and would undo what is sent now.
+  update open_reservations o set due_at = j.late_until from judged j
+  where (o.organization_id, o.reservation_id) = (j.organization_id, j.id) and j.verdict = 'busy'
 ), changed as (
   update reservations r set
     state = case j.verdict when 'claim' then 'executing' else 'voided' end,
@@ -338,6 +349,7 @@ CLAIM_BY_CLIENT = _OPEN + _NAMES + _CLIENT + _FROM
 _REASONS: dict[str, Literal["gone", "not-due", "voided", "parked", "no-resend", "held", "unverified", "possibly-sent"]] = {
     "gone": "gone",
     "not-due": "not-due",
+    "busy": "not-due",
     "void": "voided",
     "parked": "parked",
     "no-resend": "no-resend",

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
+
 from outbox_domain.reservation import Outcome
 from outbox_store.connection import Connection
+from outbox_store.doubts import LOCK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +42,57 @@ class ClientAttempt:
     marker: str | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """The supposed attempt that stands for what a client may have carried out before a loss, and the names of its effect.
+
+    What the lost attempt was given to show the provider was derived from these alone, so it can be derived again (ADR 0004).
+    """
+
+    organization_id: UUID
+    attempt_id: UUID
+    generation: int
+    organization: str
+    project: str
+    environment: str
+    connection: str
+    tool: str
+    scope: str
+    operation_key: str
+    occurrence: int
+    lineage_name: str | None
+
+
+UNPLANTED = """
+select r.organization_id, a.id as attempt_id, r.generation, g.name as organization, p.name as project, e.name as environment,
+  n.name as connection, r.tool, r.scope, r.operation_key, r.occurrence, lineage.name as lineage_name
+from reservations r
+join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
+join organizations g on g.id = r.organization_id
+join projects p on (p.organization_id, p.id) = (r.organization_id, r.project_id)
+join environments e on (e.organization_id, e.id) = (r.organization_id, r.environment_id)
+join connections n on (n.organization_id, n.id) = (r.organization_id, r.connection_id)
+left join runs lineage on (lineage.organization_id, lineage.id) = (r.organization_id, r.lineage)
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and a.supposed and a.marker is null
+"""
+
 FIND = """
 select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, a.id = r.last_attempt_id as newest,
   extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
   extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
 from attempts a join reservations r on (r.organization_id, r.id) = (a.organization_id, a.reservation_id)
 where a.organization_id = $1 and a.reservation_id = $2 and a.id = $3 and r.executor = 'client'
+"""
+
+# An attempt of this id that is there, whoever's it is, was not lost.
+STANDS_FOR = """
+select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, true as newest,
+  extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
+  extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
+from reservations r join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.suspected_epoch is not null
+  and r.state in ('executing', 'in_doubt', 'succeeded') and $4 in (r.actor_id, a.actor_id)
+  and not exists (select from attempts k where (k.organization_id, k.id) = ($1, $3))
 """
 
 # The row of the attempt is locked by the update, and asked again after a wait: what has lapsed meanwhile is not renewed.
@@ -73,9 +121,30 @@ class Lease:
     lease_seconds: float
 
 
+async def unplanted(connection: Connection, organization_id: UUID, reservation_id: UUID) -> Lost | None:
+    """The newest attempt of a client's doubt, where it is supposed and nobody has said yet what it planted; else None."""
+    record = await connection.fetchrow(UNPLANTED, organization_id, reservation_id)
+    return None if record is None else Lost(**dict(record))
+
+
 async def find(connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID) -> ClientAttempt | None:
     """The attempt of this id of a client-executed reservation, or None."""
-    record = await connection.fetchrow(FIND, organization_id, reservation_id, attempt_id)
+    return _attempt(await connection.fetchrow(FIND, organization_id, reservation_id, attempt_id))
+
+
+async def stands_for_lost(
+    connection: Connection, organization_id: UUID, reservation_id: UUID, attempt_id: UUID, actor_id: UUID
+) -> ClientAttempt | None:
+    """The newest attempt of a reservation that has been through a loss, in whose name a lost attempt of this id may be settled.
+
+    Args:
+        attempt_id: none that the ledger has.
+        actor_id: who says that it was theirs; it must be who reserved, or who holds the newest attempt.
+    """
+    return _attempt(await connection.fetchrow(STANDS_FOR, organization_id, reservation_id, attempt_id, actor_id))
+
+
+def _attempt(record: asyncpg.Record | None) -> ClientAttempt | None:
     if record is None:
         return None
     values = dict(record)
@@ -111,6 +180,9 @@ async def renew(
     return None if record is None else Lease(**dict(record))
 
 
+EVIDENCE_MAX = 20
+"""How many entries a reservation has of what clients said and nothing could be done with: whoever names attempts of nobody's can go on."""
+
 # What says the same about the same attempt is not written twice, however often it is said.
 NOTE = """
 insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, outcome, actor_chain,
@@ -122,7 +194,10 @@ select r.organization_id, r.environment_id, 'evidence', r.id,
 from reservations r
 where (r.organization_id, r.id) = ($1, $2) and not exists (
   select from ledger_entries e where (e.organization_id, e.reservation_id) = (r.organization_id, r.id) and e.kind = 'evidence'
-    and e.outcome is not distinct from $4 and e.actor_chain = $5 and e.detail = $6)
+    and e.outcome is not distinct from $4 and e.actor_chain = $5 and e.detail = $6
+) and $7 > (
+  select count(*) from ledger_entries e where (e.organization_id, e.reservation_id) = (r.organization_id, r.id) and e.kind = 'evidence'
+    and e.detail ->> 'by' = 'client')
 """
 
 
@@ -138,10 +213,15 @@ async def note(
 ) -> None:
     """Keep what a client said that could not be taken, as evidence in the ledger; it changes nothing.
 
+    The same is kept once, and no more than `EVIDENCE_MAX` of one reservation.
+
     Args:
+        connection: inside a transaction: the reservation is held in it, so that two at once are counted.
         attempt_id: as it was named; it need not exist.
         outcome: as it was said.
         actor_chain: who said it.
         detail: codes, ids and references only.
     """
-    await connection.execute(NOTE, organization_id, reservation_id, attempt_id, outcome.value, actor_chain, detail)
+    await connection.execute(LOCK, organization_id, reservation_id)
+    said: dict[str, object] = {"by": "client", **detail}
+    await connection.execute(NOTE, organization_id, reservation_id, attempt_id, outcome.value, actor_chain, said, EVIDENCE_MAX)

@@ -112,12 +112,11 @@ with last as materialized (
 select number, lost_since, possibly_lost_until from raised
 """
 
-# What is reserved for a client is suspected when a client asks for it: a worker opens no attempt of a client's, not even a supposed one.
 OPEN = """
 select r.organization_id, r.id, r.tool, r.contract_version, r.executor,
   extract(epoch from r.not_after - now())::float8 as not_after_seconds
 from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
-where r.state in ('executing', 'in_doubt') or r.state = 'reserved' and r.executor = 'gateway'
+where r.state in ('reserved', 'executing', 'in_doubt')
 order by r.organization_id, r.id
 """
 
@@ -170,7 +169,10 @@ with input as (
     doubt_since = coalesce(r.doubt_since, now()),
     doubt_cause = case when j.state = 'in_doubt' then r.doubt_cause else $7 end,
     absence_counts_at = greatest(r.absence_counts_at,
-      greatest(j.started_at + make_interval(secs => $6),
+      greatest(
+        -- A client's handler that is lost is believed to have had no longer a limit than those that are known.
+        j.started_at + make_interval(secs => greatest($6, (select max(greatest(a.time_limit_seconds, a.lease_seconds)) from attempts a
+          where (a.organization_id, a.reservation_id) = (j.organization_id, j.id)))),
         (select a.lease_until + make_interval(secs => greatest(a.time_limit_seconds, a.lease_seconds, 0)) from attempts a
           where j.state = 'executing' and (a.organization_id, a.id) = (j.organization_id, j.open_attempt_id)))
       + make_interval(secs => j.settle_seconds)),

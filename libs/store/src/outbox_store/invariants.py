@@ -30,6 +30,9 @@ INVARIANTS: dict[str, str] = {
     "at most one live reservation per operation key": """
         select min(id::text) from reservations where live
         group by organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence having count(*) > 1""",
+    "at most one occurrence of an operation key is open": """
+        select min(id::text) from reservations where live and state <> 'succeeded'
+        group by organization_id, project_id, environment_id, connection_id, tool, scope, operation_key having count(*) > 1""",
     "the count of unknown attempts is true": """
         select r.id from reservations r
         left join attempts a on (a.organization_id, a.reservation_id) = (r.organization_id, r.id) and a.outcome = 'unknown'

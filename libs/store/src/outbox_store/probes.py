@@ -1,6 +1,6 @@
 """Probes: looks of a client for the effect of an attempt in doubt, and what was answered to each.
 
-A probe begins at Postgres's time before the client asks its provider, so that an absence can be held against `absence_counts_at`.
+Only who asked for the effect and was told to look for it begins one: the offer names the attempt and the actor. A probe begins at Postgres's time before the client asks its provider, so that an absence can be held against `absence_counts_at`.
 What an answer changes is decided by `outbox_store.resolve`, as of a worker's look-up.
 """
 
@@ -46,10 +46,15 @@ class Probe:
     absences: int
 
 
+OFFER = """
+insert into probe_offers (organization_id, attempt_id, actor_id) values ($1, $2, $3) on conflict do nothing
+"""
+
 BEGIN = """
 insert into probes (organization_id, id, reservation_id, attempt_id, actor_id)
 select r.organization_id, $3, r.id, r.last_attempt_id, $5 from reservations r
 where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and r.last_attempt_id = $4
+  and exists (select from probe_offers f where (f.organization_id, f.attempt_id, f.actor_id) = ($1, $4, $5))
 returning id, attempt_id, asked_at,
   (select extract(epoch from r.absence_counts_at - now())::float8 from reservations r where (r.organization_id, r.id) = ($1, $2)) as counts_in_seconds
 """
@@ -68,13 +73,18 @@ where p.organization_id = $1 and p.reservation_id = $2 and p.id = $3
 SAY = "update probes set answered_at = now(), found = $3, verdict = $4 where organization_id = $1 and id = $2"
 
 
+async def offer(connection: Connection, organization_id: UUID, attempt_id: UUID, actor_id: UUID) -> None:
+    """Remember that an actor is told to look for the effect of an attempt in doubt."""
+    await connection.execute(OFFER, organization_id, attempt_id, actor_id)
+
+
 async def begin(
     connection: Connection, organization_id: UUID, reservation_id: UUID, new_id: UUID, attempt_id: UUID, actor_id: UUID
 ) -> Begun | None:
     """Begin a probe about the newest attempt of a doubt.
 
     Returns:
-        None where there is no such doubt, or it is about another attempt by now.
+        None where there is no such doubt, it is about another attempt by now, or the actor was not told to look for it.
     """
     record = await connection.fetchrow(BEGIN, organization_id, reservation_id, new_id, attempt_id, actor_id)
     return None if record is None else Begun(**dict(record))

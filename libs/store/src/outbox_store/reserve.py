@@ -214,8 +214,11 @@ with input as (
   insert into sealed_inputs (organization_id, reservation_id, sealed)
   select i.organization_id, i.id, i.sealed_input from input i join won using (organization_id, id)
 ), opened as (
-  insert into open_reservations (organization_id, reservation_id, due_at)
-  select organization_id, id, now() from won
+  insert into open_reservations (organization_id, reservation_id, due_at, key_digest)
+  select organization_id, i.id, now(),
+    sha256(convert_to(jsonb_build_array(i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key)::text, 'UTF8'))
+  from input i join won using (organization_id, id)
+  order by organization_id, i.project_id, i.environment_id, i.connection_id, i.tool, i.scope, i.operation_key
 ), entered as (
   insert into ledger_entries (organization_id, environment_id, kind, reservation_id, to_state, decision, actor_chain, run, tool,
     operation_key, input_digest, declared, trace_id)
@@ -265,8 +268,8 @@ where o.quiet_at is null or o.quiet_at > now()
 order by place, rank, id, reservation_id
 """
 
-OBJECT_CONSTRAINT = "one_open_reservation_per_object"
-"""Refuses the second of two operations on an object that are reserved at the same instant."""
+OPEN_CONSTRAINTS = frozenset({"one_open_reservation_per_object", "one_open_occurrence_per_key"})
+"""What refuses the second of two operations on an object, or of two occurrences of a key, that are reserved at the same instant."""
 
 Verdict = Won | Held | Contradicted | Barred | Contended
 """What came of one row."""
@@ -400,8 +403,7 @@ async def _reserve(connection: Connection, rows: Sequence[NewReservation]) -> li
 async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> list[Verdict | Failed]:
     """Claim the operation key of each row, with its sealed input and its ledger entry, or say who holds it.
 
-    Each statement is a transaction of its own: call it outside of one. A single row may be reserved inside one, together with the
-    claim of its client.
+    Each statement is a transaction of its own: call it outside of one.
 
     Args:
         connection: a connection in autocommit.
@@ -415,8 +417,34 @@ async def reserve(connection: Connection, rows: Sequence[NewReservation]) -> lis
     """
     verdicts = await in_halves(rows, lambda batch: _reserve(connection, batch))
     for place, verdict in enumerate(verdicts):
-        if isinstance(verdict, Failed) and verdict.constraint == OBJECT_CONSTRAINT:
-            # Another operation on the object was faster by an instant; whose it is can be read now.
-            [found] = await holders(connection, [rows[place]])
-            verdicts[place] = Contended() if found is None else found
+        if isinstance(verdict, Failed):
+            verdicts[place] = await met(connection, rows[place], verdict)
     return verdicts
+
+
+async def reserve_within(connection: Connection, row: NewReservation) -> Verdict | Failed:
+    """The same for one row inside a transaction, which reserves it together with the claim of its client.
+
+    Args:
+        connection: in a transaction. Postgres has given it up where the row is `Failed`, so that nothing more can be asked in it:
+            what the refusal means is found out by `met` once it is over.
+    """
+    [verdict] = await in_halves([row], lambda batch: _reserve(connection, batch))
+    return verdict
+
+
+async def met(connection: Connection, row: NewReservation, refused: Failed) -> Verdict | Failed:
+    """What a row was refused for: which operation on its object, or occurrence of its key, was faster by an instant.
+
+    Args:
+        connection: in no transaction, or in one that began after the refusal.
+        row: as it was refused.
+        refused: the refusal.
+
+    Returns:
+        The refusal itself where it was for something else.
+    """
+    if refused.constraint not in OPEN_CONSTRAINTS:
+        return refused
+    [found] = await holders(connection, [row])
+    return Contended() if found is None else found

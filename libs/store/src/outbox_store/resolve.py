@@ -44,6 +44,7 @@ class Resolution:
         reason: our own words or the person's.
         cancel_within_seconds: a confirmed cancellation counts so long after its attempt began, whatever `absence_counts_at` says:
             nothing can have come of it by then, and nothing will.
+        asserted: it is somebody's word, however they came to know it: a client's probe is a look-up that nobody here has made.
     """
 
     organization_id: UUID
@@ -64,6 +65,7 @@ class Resolution:
     said_by: list[str] | None
     reason: str
     cancel_within_seconds: float = 0.0
+    asserted: bool = False
 
     def __post_init__(self) -> None:
         """Happened comes with a reference, absent without one."""
@@ -73,7 +75,7 @@ class Resolution:
     @property
     def confidence(self) -> Confidence:
         """What a receipt of it is worth."""
-        by_lookup = Confidence.BY_LOOKUP
+        by_lookup = Confidence.ASSERTED if self.asserted else Confidence.BY_LOOKUP
         return {"lookup": by_lookup, "cancellation": by_lookup, "webhook": Confidence.BY_WEBHOOK, "person": Confidence.ASSERTED}[
             self.by
         ]

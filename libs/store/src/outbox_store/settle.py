@@ -253,9 +253,10 @@ with input as (
   update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
     proven_absent = a.proven_absent and not (j.disproves and j.freezes)
   from judged j
-  where j.verdict = 'late' and (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
-    and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and a.late_outcome is distinct from j.outcome
-      or j.freezes and not a.late_write)
+  where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
+    and (j.verdict = 'late' and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and a.late_outcome is distinct from j.outcome
+        or j.freezes and not a.late_write)
+      or j.verdict = 'contradiction' and j.disproves)
   returning a.organization_id, a.reservation_id as id
 ), frozen as (
   update reservations r set late_write = true, absences = 0, unknown_attempts = r.unknown_attempts + j.disproves::int, changed_at = now(),

@@ -26,6 +26,7 @@ class Due:
             to a person.
         not_after_seconds: until nothing of it is sent any more; negative once that has passed.
         trial: it is the one that an open breaker lets through.
+        epoch: in which it was opened last; what an older one than the newest has left may have been carried out in what was lost.
     """
 
     organization_id: UUID
@@ -46,6 +47,7 @@ class Due:
     stored_failure: bool
     late_write: bool
     executor: Executor
+    epoch: int
     not_after_seconds: float
     trial: bool
     possible_send_seconds_ago: float | None
@@ -58,7 +60,7 @@ select o.organization_id, o.reservation_id, r.connection_id, r.state, r.tool, r.
   (select l.provider_status from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as last_status,
   (select case l.closed_by when 'epoch' then 'infinity' else extract(epoch from now() - l.claimed_at)::float8 end
     from attempts l where (l.organization_id, l.id) = (r.organization_id, r.last_attempt_id)) as sent_seconds_ago, r.conflicted, extract(epoch from now() - r.doubt_since)::float8 as doubt_seconds,
-  r.resends, r.recovery_step, r.stored_failure, r.late_write, r.executor, extract(epoch from r.not_after - now())::float8 as not_after_seconds,
+  r.resends, r.recovery_step, r.stored_failure, r.late_write, r.executor, r.epoch, extract(epoch from r.not_after - now())::float8 as not_after_seconds,
   exists (select from breakers b where b.organization_id = r.organization_id and b.closed_at is null and b.trial_reservation_id = r.id) as trial,
   extract(epoch from now() - r.possible_send_at)::float8 as possible_send_seconds_ago,
   extract(epoch from now() - o.due_at)::float8 as overdue_seconds

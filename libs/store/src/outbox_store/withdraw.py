@@ -14,7 +14,7 @@ with input as (
 ), locked as materialized (
   select r.* from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   where r.executor = 'client' and r.state = 'reserved' and (not $4::bool or r.not_after <= now())
-    -- What an older epoch has left may have been carried out in what was lost: whoever asks for it next makes it a doubt.
+    -- What an older epoch has left may have been carried out in what was lost: it is no withdrawal's, but a doubt.
     and r.epoch = (select max(number) from epochs)
   order by r.organization_id, r.id
   for update of r

@@ -2,7 +2,8 @@
 
 *It is there* settles the doubt at any time. *It is not* counts only when the probe was begun after `absence_counts_at`, about
 the newest attempt, and not right after another one that counted; so many of them prove that nothing happened
-(`outbox_store.resolve`).
+(`outbox_store.resolve`). A look of ours proves what it finds; a client's is its word, so that its receipt is asserted. Only who
+asked for the effect and was told to look is heard.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from outbox_domain.scoped_key import ScopedKey
 from outbox_providers.reading import project
 from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
-from outbox_store import client_attempts, probes, reservations
+from outbox_store import probes, reservations
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
 from outbox_store.doubts import hold
@@ -72,13 +73,14 @@ async def begin_probe(api: Api, key: ScopedKey, reservation_id: UUID, attempt_id
     view = await client_executed(api, key, reservation_id)
     await _rule(api, key, view)
     async with acquire(api.pool) as connection:
-        attempt = await client_attempts.find(connection, key.organization_id, reservation_id, attempt_id)
-        if attempt is not None and attempt.marker is None:
-            lost = _not_probed("The attempt was lost, and with it what it planted: only a person can look.")
-            raise Refused(lost, facts_of(view))
         begun = await probes.begin(connection, key.organization_id, reservation_id, new_id(), attempt_id, key.actor_id)
     if begun is None:
-        raise Refused(_not_probed("It is not in doubt, or the doubt is about another attempt by now."), facts_of(view))
+        raise Refused(
+            _not_probed(
+                "It is not in doubt, the doubt is about another attempt by now, or this key's actor was not asked to look."
+            ),
+            facts_of(view),
+        )
     return begun
 
 
@@ -184,6 +186,7 @@ def _resolution(
         sealed_result=vault.seal_result(view.id, kept) if seen.exists and seen.has_result else None,
         said_by=list(key.actor_chain),
         reason="found by its client's probe" if seen.exists else "absent by its client's probe",
+        asserted=True,
     )
 
 

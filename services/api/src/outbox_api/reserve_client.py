@@ -32,10 +32,11 @@ from outbox_domain.scoped_key import ScopedKey
 from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
-from outbox_store import client_attempts, reservations, sweep
+from outbox_store import client_attempts, probes, reservations, sweep
 from outbox_store import reserve as store
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim_by_client, plant
+from outbox_store.client_attempts import Lost
 from outbox_store.connection import Connection
 from outbox_store.epochs import Suspicion, suspect
 from outbox_store.reservations import ReservationView
@@ -170,30 +171,40 @@ def _reserving(api: Api, key: ScopedKey, asked: ClientCall, opened: list[Opened]
             return held
         async with transaction(api.pool) as tx:
             connected()
-            [verdict] = await store.reserve(tx, [row])
-            if not isinstance(verdict, Won):
-                return verdict
-            wish = _wish(api, key, asked, wanted.contract, row.id)
-            attempt = await claim_by_client(tx, wish)
-            if isinstance(attempt, NotClaimed) and attempt.reason == "possibly-sent":
-                await _suspect(tx, api, key, asked, row.id, wanted.contract)
-                attempt = await claim_by_client(tx, wish)
-                if isinstance(attempt, NotClaimed):
-                    # Only a probe or a person can end this doubt; it is met as one that was there before.
-                    [held] = await store.holders(tx, [replace(row, id=new_id())])
-                    return held or Contended()
-            if isinstance(attempt, NotClaimed):
-                if attempt.reason == "unverified":
-                    # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
-                    raise Refused(unavailable(), wanted.facts())
-                # The row of an earlier sending of this very request, which has moved on since.
-                return Contended()
-            if isinstance(attempt, Failed):
-                raise _attempt_refused(attempt)
-            opened.append(await _show(tx, wanted.vault, attempt))
+            verdict = await store.reserve_within(tx, row)
+            if isinstance(verdict, Won):
+                verdict = await _claim_at_once(tx, api, key, asked, row, wanted, opened)
+        if isinstance(verdict, Failed):
+            async with acquire(api.pool) as connection:
+                return await store.met(connection, row, verdict)
         return verdict
 
     return insert
+
+
+async def _claim_at_once(
+    tx: Connection, api: Api, key: ScopedKey, asked: ClientCall, row: NewReservation, wanted: Wanted, opened: list[Opened]
+) -> store.Verdict:
+    """T2 of what was reserved in the same transaction."""
+    wish = _wish(api, key, asked, wanted.contract, row.id)
+    attempt = await claim_by_client(tx, wish)
+    if isinstance(attempt, NotClaimed) and attempt.reason == "possibly-sent":
+        await _suspect(tx, api, key, asked, row.id, wanted.contract)
+        attempt = await claim_by_client(tx, wish)
+        if isinstance(attempt, NotClaimed):
+            # Only a probe or a person can end this doubt; it is met as one that was there before.
+            [held] = await store.holders(tx, [replace(row, id=new_id())])
+            return held or Contended()
+    if isinstance(attempt, NotClaimed):
+        if attempt.reason == "unverified":
+            # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
+            raise Refused(unavailable(), wanted.facts())
+        # The row of an earlier sending of this very request, which has moved on since.
+        return Contended()
+    if isinstance(attempt, Failed):
+        raise _attempt_refused(attempt)
+    opened.append(await _show(tx, wanted.vault, attempt))
+    return Won(id=row.id)
 
 
 def _no_attempt(contract: ToolContract, asked: ClientCall) -> OutboxError | None:
@@ -243,10 +254,16 @@ def _wish(api: Api, key: ScopedKey, asked: ClientCall, contract: ToolContract, r
 
 async def _show(tx: Connection, vault: Vault, attempt: ClaimedByClient) -> Opened:
     """The attempt with what it shows the provider, which is remembered with it."""
+    provider_key, marker = await _plant(tx, vault, attempt)
+    return Opened(attempt=attempt, provider_key=provider_key, marker=marker)
+
+
+async def _plant(tx: Connection, vault: Vault, attempt: ClaimedByClient | Lost) -> tuple[str, str]:
+    """Remember the provider key and the marker of an attempt, which follow from the names of its effect alone."""
     secret = vault.secrets.provider_key_secret
     provider_key, marker = provider_key_of(attempt, secret, attempt.generation), marker_of(attempt, secret)
     await plant(tx, attempt.organization_id, attempt.attempt_id, marker, provider_key=provider_key)
-    return Opened(attempt=attempt, provider_key=provider_key, marker=marker)
+    return provider_key, marker
 
 
 def _attempt_refused(failed: Failed) -> Exception:
@@ -315,10 +332,7 @@ async def _take_up(api: Api, key: ScopedKey, asked: ClientCall, reserved: Reserv
     if held.state is State.IN_DOUBT and (rule := probe_of(contract)) is not None and asked.probe:
         if refusal is not None:
             raise Refused(refusal, reserved.facts)
-        first = await _probe_first(api, key, reserved, rule)
-        # Of an attempt that was lost nobody knows what it planted: a look for nothing finds nothing, and would prove nothing.
-        if first is None or first.marker is not None:
-            return first
+        return await _probe_first(api, key, reserved, rule)
     return Joined(reserved=reserved, view=await _wait(api, key, reserved, 0.0))
 
 
@@ -339,13 +353,17 @@ async def _open(
 
 
 async def _probe_first(api: Api, key: ScopedKey, reserved: Reserved, rule: LookupRule) -> ProbeFirst | None:
-    async with acquire(api.pool) as connection:
-        view = await reservations.view(connection, key.organization_id, reserved.id)
+    vault = await api.directory.vault(key.organization_id)
+    async with transaction(api.pool) as tx:
+        view = await reservations.view(tx, key.organization_id, reserved.id)
         if view is None or view.state is not State.IN_DOUBT or view.last_attempt_id is None:
             return None
-        attempt = await client_attempts.find(connection, key.organization_id, reserved.id, view.last_attempt_id)
-    if attempt is None:
-        return None
+        # A worker that has raised the epoch puts what clients left in doubt, and holds no secrets of theirs.
+        await _plant_what_was_lost(tx, vault, key.organization_id, reserved.id)
+        attempt = await client_attempts.find(tx, key.organization_id, reserved.id, view.last_attempt_id)
+        if attempt is None:
+            return None
+        await probes.offer(tx, key.organization_id, attempt.id, key.actor_id)
     return ProbeFirst(
         reserved=reserved,
         attempt_id=attempt.id,
@@ -382,6 +400,14 @@ async def _suspect(
     )
     lease = max(api.settings.client_lease_seconds, asked.time_limit_seconds or 0.0) + api.settings.client_margin_seconds
     await suspect(tx, [suspicion], lease_seconds=lease)
+    await _plant_what_was_lost(tx, await api.directory.vault(key.organization_id), key.organization_id, reservation_id)
+
+
+async def _plant_what_was_lost(tx: Connection, vault: Vault, organization_id: UUID, reservation_id: UUID) -> None:
+    """A lost attempt planted what its names say: with that on the one that stands for it, a probe or a webhook finds it."""
+    lost = await client_attempts.unplanted(tx, organization_id, reservation_id)
+    if lost is not None:
+        await _plant(tx, vault, lost)
 
 
 async def _lapse(api: Api, key: ScopedKey, reserved: Reserved, held: Held, contract: ToolContract) -> None:

@@ -4,7 +4,7 @@ The statement is the worker's own (`outbox_store.settle`), so the rules are: a s
 late, an outcome speaks of its own attempt only, and whatever comes too late or differs is kept as evidence and changes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +26,7 @@ from outbox_domain.recovery import left_to_clients_seconds, settle_seconds
 from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_domain.scoped_key import ScopedKey
 from outbox_providers.reading import project
-from outbox_runtime.postgres import acquire
+from outbox_runtime.postgres import acquire, transaction
 from outbox_runtime.vault import Vault
 from outbox_store import client_attempts, reservations
 from outbox_store.batches import Failed
@@ -75,6 +75,13 @@ async def settle_client(api: Api, key: ScopedKey, reservation_id: UUID, said: Cl
     """
     view = await client_executed(api, key, reservation_id)
     attempt = await own_attempt(api, key, view, said.attempt_id)
+    lost = attempt is None and said.outcome is Outcome.SUCCEEDED
+    if lost:
+        # A success is never thrown away: where a loss has taken its attempt along, it settles in the name of what stands for it.
+        async with acquire(api.pool) as connection:
+            attempt = await client_attempts.stands_for_lost(
+                connection, key.organization_id, reservation_id, said.attempt_id, key.actor_id
+            )
     if attempt is None:
         await _keep_evidence(api, key, view, said, "attempt unknown")
         raise Refused(attempt_unknown(), facts_of(view))
@@ -84,17 +91,26 @@ async def settle_client(api: Api, key: ScopedKey, reservation_id: UUID, said: Cl
     if said.has_result and len(msgspec.json.encode(said.result)) > RESULT_BYTES_MAX:
         await _keep_evidence(api, key, view, said, "result too large")
         raise Refused(too_large(RESULT_BYTES_MAX, path="$.result"), facts_of(view))
-    settlement = _settlement(view, attempt, contract, await api.directory.vault(key.organization_id), said)
+    settlement = _settlement(view, attempt, contract, await api.directory.vault(key.organization_id), said, lost=lost)
+    if lost and view.state is State.SUCCEEDED:
+        if _is_its_receipt(settlement, view):
+            return view
+        await _keep_evidence(api, key, view, said, "attempt unknown")
+        raise Refused(attempt_unknown(), facts_of(view))
     async with acquire(api.pool) as connection:
         [result] = await settle(connection, [settlement], tries_max=TRIES_MAX)
     if isinstance(result, Failed):
         raise result.error
+    if result.verdict == "unknown-attempt":
+        # Proven absent a moment ago, so that it may be done anew.
+        await _keep_evidence(api, key, view, said, "attempt unknown")
+        raise Refused(attempt_unknown(), facts_of(view))
     if result.verdict == "settled":
         log.info(
             "client-settled", reservation_id=str(view.id), tool=view.tool, outcome=said.outcome.value, state=str(result.state)
         )
         await api.wakeups.announce([reservation_id])
-    return await _standing(api, key, view, said, settlement, result)
+    return await _standing(api, key, view, attempt.id, said, settlement, result)
 
 
 async def client_executed(api: Api, key: ScopedKey, reservation_id: UUID) -> ReservationView:
@@ -131,12 +147,12 @@ def attempt_unknown() -> OutboxError:
 
 
 async def _keep_evidence(api: Api, key: ScopedKey, view: ReservationView, said: ClientSettlement, reason: str) -> None:
-    detail: dict[str, object] = {"by": "client", "reason": reason, "attempt_id": str(said.attempt_id)}
+    detail: dict[str, object] = {"reason": reason, "attempt_id": str(said.attempt_id)}
     if said.external_reference is not None:
         detail["external_reference"] = said.external_reference
-    async with acquire(api.pool) as connection:
+    async with transaction(api.pool) as tx:
         await client_attempts.note(
-            connection,
+            tx,
             key.organization_id,
             view.id,
             said.attempt_id,
@@ -147,8 +163,9 @@ async def _keep_evidence(api: Api, key: ScopedKey, view: ReservationView, said: 
 
 
 def _settlement(
-    view: ReservationView, attempt: ClientAttempt, contract: ToolContract, vault: Vault, said: ClientSettlement
+    view: ReservationView, attempt: ClientAttempt, contract: ToolContract, vault: Vault, said: ClientSettlement, *, lost: bool
 ) -> Settlement:
+    """What is to be settled; of an attempt that was lost only its client knows, so that its word is all there is."""
     proof = _proof(view, contract, said) if said.outcome is Outcome.SUCCEEDED else None
     failure = {
         "provider_status": said.provider_status,
@@ -161,7 +178,7 @@ def _settlement(
     return Settlement(
         organization_id=view.organization_id,
         reservation_id=view.id,
-        attempt_id=attempt.id,
+        attempt_id=said.attempt_id,
         epoch=attempt.epoch,
         outcome=said.outcome,
         reason=said.reason or f"{said.outcome} by its client",
@@ -170,7 +187,7 @@ def _settlement(
         again_seconds=0.0,
         recover_seconds=left,
         late_recover_seconds=left,
-        receipt=None if proof is None else _draft(view, vault, said, proof),
+        receipt=None if proof is None else _draft(view, vault, said, proof, lost=lost),
         provider_status=said.provider_status,
         provider_code=said.provider_code,
         sealed_failure=None if proof is not None or not any(failure.values()) else vault.seal_failure(view.id, failure),
@@ -197,8 +214,10 @@ def _proof(view: ReservationView, contract: ToolContract, said: ClientSettlement
     )
 
 
-def _draft(view: ReservationView, vault: Vault, said: ClientSettlement, proof: _Proof) -> ReceiptDraft:
+def _draft(view: ReservationView, vault: Vault, said: ClientSettlement, proof: _Proof, *, lost: bool) -> ReceiptDraft:
     detail = "no reference" if proof.confidence is Confidence.ASSERTED else said.reason or "settled"
+    if lost:
+        proof, detail = replace(proof, confidence=Confidence.ASSERTED), "attempt lost"
     return ReceiptDraft(
         id=new_id(),
         provider=view.provider,
@@ -211,17 +230,22 @@ def _draft(view: ReservationView, vault: Vault, said: ClientSettlement, proof: _
 
 
 async def _standing(
-    api: Api, key: ScopedKey, view: ReservationView, said: ClientSettlement, settlement: Settlement, result: Settled
+    api: Api,
+    key: ScopedKey,
+    view: ReservationView,
+    attempt_id: UUID,
+    said: ClientSettlement,
+    settlement: Settlement,
+    result: Settled,
 ) -> ReservationView:
     """The reservation as it stands, where it stands as the client said; else the problem that says why not."""
     async with acquire(api.pool) as connection:
-        attempt = await client_attempts.find(connection, key.organization_id, view.id, said.attempt_id)
+        attempt = await client_attempts.find(connection, key.organization_id, view.id, attempt_id)
         now = await reservations.view(connection, key.organization_id, view.id)
     if attempt is None or now is None:
         raise OutboxError("not-found", "The reservation is gone.")
     if settlement.receipt is not None:
-        reference = None if now.receipt is None else now.receipt.external_reference
-        if now.state is State.SUCCEEDED and reference == settlement.receipt.external_reference:
+        if _is_its_receipt(settlement, now):
             return now
     elif attempt.outcome is said.outcome or (result.verdict == "settled" and said.outcome is Outcome.UNSENT):
         return now
@@ -231,6 +255,12 @@ async def _standing(
     if settlement.receipt is not None:
         raise Refused(_contradiction(), facts)
     raise Refused(_attempt_closed(attempt), facts)
+
+
+def _is_its_receipt(settlement: Settlement, view: ReservationView) -> bool:
+    if settlement.receipt is None or view.receipt is None or view.state is not State.SUCCEEDED:
+        return False
+    return view.receipt.external_reference == settlement.receipt.external_reference
 
 
 def _outcome_differs(attempt: ClientAttempt, *, contradicts: bool) -> OutboxError:

@@ -37,10 +37,23 @@ class Taken:
     reservation_id: UUID | None = None
 
 
+async def listening(pool: Pool, connection_id: UUID) -> Listener:
+    """The connection that an event was sent to; it is found before a byte of the event is read.
+
+    Raises:
+        OutboxError: `not-found` where nothing listens.
+    """
+    async with acquire(pool) as connection:
+        by = await listener(connection, connection_id)
+    if by is None:
+        raise OutboxError("not-found", "No connection of this id takes webhooks.")
+    return by
+
+
 async def take_webhook(
     pool: Pool,
     directory: Directory,
-    connection_id: UUID,
+    by: Listener,
     headers: Mapping[str, str],
     body: bytes,
     *,
@@ -52,19 +65,15 @@ async def take_webhook(
     Args:
         pool: of this process.
         directory: knows keys and contracts.
-        connection_id: to which it was sent.
+        by: to which it was sent.
         headers: of the request, names in lower case.
         body: exactly as it was received.
         now_seconds: the time, since the epoch.
         new_id: makes ids of receipts and contradictions.
 
     Raises:
-        OutboxError: `not-found` where nothing listens, `invalid-signature`, `invalid-request` for a signed body that is no event.
+        OutboxError: `invalid-signature`, `invalid-request` for a signed body that is no event.
     """
-    async with acquire(pool) as connection:
-        by = await listener(connection, connection_id)
-    if by is None:
-        raise OutboxError("not-found", "No connection of this id takes webhooks.")
     event = await _verified(directory, by, headers, body, now_seconds)
     for marker in await _markers(directory, by, event):
         async with acquire(pool) as connection:

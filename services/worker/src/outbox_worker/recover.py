@@ -4,6 +4,7 @@ A doubt is led through the contract's list of ways, each with its bounds: sent a
 the provider's window and through the whole gate of T2), looked up, and in the end left to a person. Time alone ends nothing.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,6 +17,7 @@ from outbox_domain.recovery import Doubt, left_to_clients_seconds, next_way, rec
 from outbox_domain.reservation import State
 from outbox_runtime.postgres import acquire
 from outbox_store.claim import Claim, Claimed, NotClaimed
+from outbox_store.epochs import Suspicion, suspect
 from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone
 from outbox_store.withdraw import withdraw
 from outbox_worker import breaker
@@ -77,16 +79,20 @@ async def lapse_all(worker: Worker, rows: Sequence[Due]) -> None:
 async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
     """Keep the time of client-executed effects: withdraw what is reserved and late, leave to a person what no caller may end.
 
+    What an older epoch has left reserved is withdrawn by nobody: it may have been carried out in what was lost, so it is a doubt.
+
     Args:
         worker: what this process has.
         rows: due rows of clients whose attempts have not lapsed.
     """
-    reserved = [(row.organization_id, row.reservation_id) for row in rows if row.state is State.RESERVED]
+    of_now, of_before = await _by_epoch(worker, [row for row in rows if row.state is State.RESERVED])
     doubts = [(row, await _left_to_clients(worker, row)) for row in rows if row.state is State.IN_DOUBT]
     changed: list[UUID] = []
     async with acquire(worker.pool) as connection:
-        if reserved:
-            changed += await withdraw(connection, reserved, reason="not-sent-in-time", late_only=True, actor_chain=None)
+        if of_now:
+            changed += await withdraw(connection, of_now, reason="not-sent-in-time", late_only=True, actor_chain=None)
+        if of_before:
+            changed += await suspect(connection, of_before, lease_seconds=worker.settings.lease_seconds)
         for row, seconds in doubts:
             if seconds is not None:
                 await postpone(connection, row.organization_id, row.reservation_id, seconds=seconds)
@@ -95,6 +101,31 @@ async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
     if changed:
         log.info("clients-too-late", count=len(changed), reservation_ids=[str(id) for id in changed[:20]])
         await worker.wakeups.announce(changed)
+
+
+async def _by_epoch(worker: Worker, rows: Sequence[Due]) -> tuple[list[tuple[UUID, UUID]], list[Suspicion]]:
+    """What is reserved in the newest epoch that this worker knows, and what an older one has left."""
+    instance = worker.epoch.instance
+    newest = 0 if instance is None else instance.epoch
+    of_now = [(row.organization_id, row.reservation_id) for row in rows if row.epoch >= newest]
+    of_before = []
+    for row in rows:
+        if row.epoch >= newest:
+            continue
+        settle = UNREADABLE_SETTLE_SECONDS
+        with contextlib.suppress(ContractUnreadable):
+            settle = settle_seconds(await worker.contracts.of(row.organization_id, row.tool, row.contract_version))
+        left = await _left_to_clients(worker, row)
+        of_before.append(
+            Suspicion(
+                organization_id=row.organization_id,
+                id=row.reservation_id,
+                settle_seconds=settle,
+                recover_seconds=left,
+                late_recover_seconds=left,
+            )
+        )
+    return of_now, of_before
 
 
 async def _left_to_clients(worker: Worker, row: Due) -> float | None:
