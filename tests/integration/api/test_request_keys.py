@@ -39,10 +39,18 @@ class Sample:
 async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene: Scene) -> Sample:
     """What an operation accepts, with all that must be there before made by `admin`."""
 
+    wanted = charge(uuid4().hex, contract=CLASS_B, time_limit_seconds=5, probe=True)
+
     async def held(outcome: str | None = None) -> dict[str, Any]:
-        document = await opened(admin, charge(uuid4().hex, contract=CLASS_B, time_limit_seconds=5))
+        document = await opened(admin, wanted)
         if outcome is not None:
             assert (await settled(admin, document, outcome)).is_success
+        return document
+
+    async def asked_to_look() -> dict[str, Any]:
+        document = await held("unknown")
+        asked = await admin.post("/v1/reservations", json=wanted)
+        assert asked.json()["probe"] is not None, asked.text
         return document
 
     if operation == "createToolCall":
@@ -50,16 +58,17 @@ async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene:
     if operation == "createReservation":
         return Sample(path=path, body=charge(uuid4().hex), other=charge())
     if operation in ("extendLease", "settleReservation", "voidReservation", "beginProbe"):
-        document = await held("unknown" if operation == "beginProbe" else None)
+        document = await (asked_to_look() if operation == "beginProbe" else held())
         attempt = {"attempt_id": document["attempt"]["id"]}
         other = {"attempt_id": str(uuid4())}
-        more: dict[str, Any] = {
-            "settleReservation": {"outcome": "succeeded", "result": {"id": "ch_1"}},
-            "voidReservation": {"reason": "not wanted"},
-        }.get(operation, {})
+        more: dict[str, Any] = {}
+        if operation == "settleReservation":
+            more = {"outcome": "succeeded", "result": {"id": "ch_1"}}
+        elif operation == "voidReservation":
+            more = {"reason": "not wanted"}
         return Sample(path=path.format(reservation_id=document["reservation_id"]), body=attempt | more, other=other | more)
     if operation == "answerProbe":
-        document = await held("unknown")
+        document = await asked_to_look()
         begun = await admin.post(
             f"/v1/reservations/{document['reservation_id']}/probes", json={"attempt_id": document["attempt"]["id"]}
         )
@@ -68,7 +77,7 @@ async def sample_of(operation: str, path: str, admin: httpx2.AsyncClient, scene:
         return Sample(path=path.format(**names), body={"found": True, "external_reference": "ch_1"}, other={"found": False})
     if operation in ("resolveDoubts", "recheckDoubts", "answerDoubt", "closeContradiction"):
         document = await held("rejected" if operation == "closeContradiction" else "unknown")
-        happened: dict[str, Any] = {"as": "happened", "external_reference": "ch_1", "reason": "Seen there.", "evidence": "their log"}
+        happened: dict[str, Any] = {"as": "happened", "external_reference": "ch_1", "reason": "Seen.", "evidence": "their log"}
         if operation in ("answerDoubt", "closeContradiction"):
             if operation == "answerDoubt":
                 happened["override"] = True

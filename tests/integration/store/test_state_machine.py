@@ -1084,7 +1084,10 @@ WITHOUT: list[tuple[str, Callable[[Books], None], ModuleType, str, str, str]] = 
     ("a late write puts off when an absence counts", written_late, settle_module, "SETTLE", "absence_counts_at = greatest(r.absence_counts_at, now() + make_interval(secs => j.settle_seconds))", "absence_counts_at = r.absence_counts_at"),
 ]  # fmt: skip
 INDEX = "(organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence)"
-NO_INDEX = f"drop index reservations_live; create index reservations_live on reservations {INDEX} where live"
+NO_INDEX = (
+    f"drop index reservations_live; create index reservations_live on reservations {INDEX} where live; "
+    "drop index one_open_occurrence_per_key"
+)
 
 
 def play(machine: type[M], drive: Drive, script: Callable[[M], None]) -> None:
