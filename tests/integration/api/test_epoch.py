@@ -239,11 +239,17 @@ async def test_a_client_looks_for_what_waited_when_the_tail_was_lost(scene: Scen
     assert told["probe"]["marker"] == first["attempt"]["marker"]
 
 
+@pytest.mark.parametrize("reserved_again", [False, True])
 async def test_the_success_of_an_attempt_that_was_lost(
-    scene: Scene, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient
+    scene: Scene, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, reserved_again: bool
 ) -> None:
     """It settles in the name of the supposed attempt, asserted because only its client knows of it; nothing else of it is taken."""
-    first = await waited_at_the_loss(scene, agent, charge("o-told", contract=CLASS_B, time_limit_seconds=5, probe=True))
+    body = charge(f"o-told-{reserved_again}", contract=CLASS_B, time_limit_seconds=5, probe=True)
+    first = await waited_at_the_loss(scene, agent, body)
+    if reserved_again:
+        # Its absence was thought proven, and nothing newer was sent.
+        await looked_twice(scene, agent, (await agent.post("/v1/reservations", json={**body, "attempt_id": str(uuid4())})).json())
+        assert (await agent.get(f"/v1/reservations/{first['reservation_id']}")).json()["state"] == "reserved"
     url, id = f"/v1/reservations/{first['reservation_id']}/settle", str(uuid4())
     success = {"attempt_id": id, "outcome": "succeeded", "external_reference": "ch_lost", "result": {"id": "ch_lost"}}
     problem_of(await agent.post(url, json={"attempt_id": id, "outcome": "rejected"}), 409, "attempt-unknown")
@@ -255,8 +261,10 @@ async def test_the_success_of_an_attempt_that_was_lost(
     assert document["receipt"]["confidence"] == "asserted"
     assert (await agent.post(url, json=success)).content == told.content
     problem_of(await agent.post(url, json={**success, "external_reference": "ch_other"}), 409, "attempt-unknown")
-    [receipt] = await scene.fetch("select supposed from attempts where id = (select attempt_id from receipts where {own})")
-    assert receipt["supposed"] is True
+    [attempt] = await scene.fetch(
+        "select supposed, proven_absent from attempts where id = (select attempt_id from receipts where {own})"
+    )
+    assert (attempt["supposed"], attempt["proven_absent"]) == (True, False)
     assert await scene.count("contradictions") == 0
 
 

@@ -90,8 +90,9 @@ select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outco
   extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
   extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
 from reservations r join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
-where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.suspected_epoch is not null
-  and r.state in ('executing', 'in_doubt', 'succeeded') and $4 in (r.actor_id, a.actor_id)
+where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client'
+  and exists (select from attempts s where (s.organization_id, s.reservation_id) = ($1, $2) and s.supposed)
+  and r.state in ('reserved', 'executing', 'in_doubt', 'succeeded') and $4 in (r.actor_id, a.actor_id)
   and not exists (select from attempts k where (k.organization_id, k.id) = ($1, $3))
 """
 

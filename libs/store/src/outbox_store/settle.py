@@ -145,6 +145,10 @@ with input as (
       when l.outcome = 'succeeded' and l.state = 'succeeded' and l.external_reference = l.receipt_reference then 'late'
       when l.outcome = 'succeeded' and l.state in ('awaiting_review', 'reserved') and not exists (
         select from attempts a where (a.organization_id, a.reservation_id, a.id) = (l.organization_id, l.id, l.attempt_id)
+      ) and not (
+        -- An attempt that the ledger has lost settles in the name of the one that stands for it.
+        l.state = 'reserved' and not exists (select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id))
+        and exists (select from attempts a where (a.organization_id, a.reservation_id) = (l.organization_id, l.id) and a.supposed)
       ) then 'unknown-attempt'
       -- It was thought unsent, deferred or absent, and is not: nothing newer was sent, and nothing will be.
       when l.outcome = 'succeeded' and l.state = 'reserved' then 'settled'
@@ -249,6 +253,11 @@ with input as (
     provider_seconds = case when a.id = j.attempt_id then j.provider_seconds end
   from judged j
   where j.verdict = 'settled' and (a.organization_id, a.reservation_id) = (j.organization_id, j.id) and a.id in (j.attempt_id, j.open_attempt_id)
+), stood_in as (
+  update attempts a set proven_absent = false
+  from judged j
+  where j.verdict = 'settled' and j.state = 'reserved' and j.next_state = 'succeeded' and a.id <> j.attempt_id and a.supposed
+    and (a.organization_id, a.id) = (j.organization_id, j.last_attempt_id)
 ), noted as (
   update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
     proven_absent = a.proven_absent and not (j.disproves and j.freezes)
