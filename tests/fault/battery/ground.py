@@ -49,7 +49,7 @@ WINDOW_NEARLY_OVER = DEADLINE + timedelta(seconds=60.1)
 """A provider's window in which the product's margin leaves a tenth of a second for resends: who forgets keys is never asked by key."""
 
 READY_SECONDS = 180.0
-API_POOL, WORKER_POOL = 18, 18
+API_POOL, WORKER_POOL = 90, 60
 HOST = "127.0.0.1"
 
 
