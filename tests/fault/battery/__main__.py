@@ -126,7 +126,7 @@ def main() -> int:
         print(f"not struck: {nemesis}: {reason}")
     for name, of in result.classes.items():
         print(
-            f"class {name}: {of.keys} keys, {of.duplicates} duplicates, {of.lost} lost, {of.resolved} of {of.doubted} doubts resolved"
+            f"{name}: {of.keys} keys, {of.duplicates} duplicates, {of.lost} lost, {of.resolved} of {of.doubted} doubts resolved"
         )
     for violation in result.found[:VIOLATIONS_SHOWN]:
         print(f"VIOLATED {violation.property}: {violation.token} {violation.detail}")

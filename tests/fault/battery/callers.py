@@ -68,6 +68,9 @@ def tool_call(tool: str, token: str, *, connection: str, run: str | None, confli
     inputs: dict[str, dict[str, object]] = {
         "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": value},
         "sandbox.ticket.create": {"title": f"Door {token}" + (" again" if conflicting else "")},
+        "sandbox.record.create": {"title": f"Record {token}" + (" again" if conflicting else "")},
+        "sandbox.message.send": {"text": f"Message {token}" + (" again" if conflicting else "")},
+        "sandbox.label.set": {"name": token, "value": "moved" if conflicting else "paid"},
         # Of a mail with a reference only the receiver and the sender are its identity.
         "sendgrid.mail.send": {
             "from": "desk@example.com",

@@ -66,7 +66,7 @@ def quick(
 
     Args:
         contract: as it is shipped.
-        settle: of its look-up.
+        settle: of its look-up, and of a resend that has no look-up beside it.
         within: the window of its resends, the contract's own unless given.
         resends: how many there may be, the contract's own number unless given.
         margin: of the window, the contract's own unless given.
@@ -83,6 +83,7 @@ def quick(
                         "within": within or rule.within,
                         "times": resends or rule.times,
                         "margin": rule.margin if margin is None else margin,
+                        "settle": None if rule.settle is None else settle,
                     }
                 )
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.fault.battery.checker import by_property
 from tests.fault.battery.run import Result, empty_cells
-from tests.fault.battery.schedule import EDGES, FAULTS, NEMESES, NOT_COMMITTING
+from tests.fault.battery.schedule import CLASSES, EDGES, FAULTS, NEMESES, NOT_COMMITTING, WAYS
 
 
 def page(result: Result, *, command: str, versions: dict[str, str], ended: str) -> str:
@@ -44,7 +44,8 @@ def page(result: Result, *, command: str, versions: dict[str, str], ended: str) 
         "",
         *_classes(result),
         "",
-        "A *duplicate* is a second effect of one operation key at the provider, by its own count. *Lost* is a receipt without its effect,",
+        "The rows of a class's tools, each with the way out of its doubts, add up to that of the class. A *duplicate* is a second effect of",
+        "one operation key at the provider, by its own count (to set a label again to the same value is none). *Lost* is a receipt without its effect,",
         "an effect that the ledger denies, an acknowledged success that is gone, or an end that is neither final nor a doubt with a reason.",
         "*Resolved* are those that were in doubt and ended by themselves; the battery plays no person. A class C tool (mail) has neither keys",
         "nor a look-up, so its unknowns wait for a person by design: for it the battery shows that nothing is sent twice and that every doubt",
@@ -73,7 +74,8 @@ def _classes(result: Result) -> list[str]:
         p50, p95 = (of.percentile(share) for share in (50, 95))
         times = [f"{seconds:.1f} s" if seconds is not None else "-" for seconds in (p50, p95)]
         numbers = [of.keys, of.faulted, of.receipts, of.refused, of.duplicates, of.lost, of.doubted, of.resolved, of.for_a_person]
-        lines.append(f"| {name} | " + " | ".join(f"{number:,}" for number in numbers) + " | " + " | ".join(times) + " |")
+        shown = f"{CLASSES[name]}: `{name}` ({WAYS[name]})" if name in WAYS else f"**{name}**"
+        lines.append(f"| {shown} | " + " | ".join(f"{number:,}" for number in numbers) + " | " + " | ".join(times) + " |")
     return lines
 
 

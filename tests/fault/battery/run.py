@@ -78,7 +78,7 @@ class Struck:
 
 @dataclass(kw_only=True)
 class Totals:
-    """What a class of tools came to."""
+    """What a class of tools, or a tool, came to."""
 
     keys: int = 0
     faulted: int = 0
@@ -90,6 +90,19 @@ class Totals:
     resolved: int = 0
     for_a_person: int = 0
     seconds: list[float] = field(default_factory=list)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """One reservation, as `RESERVATIONS` reads it."""
+        self.receipts += row["state"] == "succeeded"
+        self.refused += row["state"] in ("failed", "voided")
+        if row["doubted"] is None:
+            return
+        self.doubted += 1
+        if row["ended"] is None:
+            self.for_a_person += 1
+        else:
+            self.resolved += 1
+            self.seconds.append(row["ended"] - row["doubted"])
 
     def percentile(self, share: int) -> float | None:
         """Seconds from the first doubt to the end, of those that ended by themselves."""
@@ -337,13 +350,22 @@ class Run:
         )
 
     async def _effects(self) -> dict[str, list[str]]:
-        """What the providers have done, by their own count: ids by token."""
+        """What the providers have done, by their own count: the references they gave, by token."""
         effects: dict[str, list[str]] = defaultdict(list)
+        labels: set[str] = set()
         for sandbox in self.ground.sandboxes:
             for effect in await self.control(sandbox, "effects"):
-                token = TOKEN.search(json.dumps(effect["fields"]))
-                if token is not None:
-                    effects[token.group()].append(effect["id"])
+                fields = json.dumps(effect["fields"], sort_keys=True)
+                token = TOKEN.search(fields)
+                if token is None:
+                    continue
+                if effect["resource"] == "label":
+                    # To set it once more to the same is no second effect.
+                    if fields in labels:
+                        continue
+                    labels.add(fields)
+                named_by_caller = effect["resource"] in ("label", "record")
+                effects[token.group()].append(effect["result"]["id"] if named_by_caller else effect["id"])
         return effects
 
     async def result(self, *, progress_min: float) -> Result:
@@ -444,28 +466,21 @@ class Run:
         return calls, faulted
 
     def _classes(self, evidence: Evidence, rows: Iterable[dict[str, Any]], faulted: set[str]) -> dict[str, Totals]:
-        totals = {name: Totals() for name in ("A", "B", "C")}
+        totals = {name: Totals() for name in (*sorted(set(CLASSES.values())), *CLASSES)}
         for token, operation in self.operations.items():
-            of = totals[CLASSES[operation.tool]]
-            of.keys += 1
-            of.faulted += token in faulted
-            of.duplicates += len(evidence.effects.get(token, ())) > 1
+            for of in (totals[CLASSES[operation.tool]], totals[operation.tool]):
+                of.keys += 1
+                of.faulted += token in faulted
+                of.duplicates += len(evidence.effects.get(token, ())) > 1
         for row in rows:
-            if row["token"] not in self.operations:
-                continue
-            of = totals[CLASSES[row["tool"]]]
-            of.receipts += row["state"] == "succeeded"
-            of.refused += row["state"] in ("failed", "voided")
-            if row["doubted"] is not None:
-                of.doubted += 1
-                if row["ended"] is not None:
-                    of.resolved += 1
-                    of.seconds.append(row["ended"] - row["doubted"])
-                else:
-                    of.for_a_person += 1
+            if row["token"] in self.operations:
+                totals[CLASSES[row["tool"]]].count(row)
+                totals[row["tool"]].count(row)
         for violation in check(evidence, progress_min=0.0):
             if violation.token in self.operations and violation.property in LOST:
-                totals[CLASSES[self.operations[violation.token].tool]].lost += 1
+                tool = self.operations[violation.token].tool
+                totals[CLASSES[tool]].lost += 1
+                totals[tool].lost += 1
         return totals
 
 

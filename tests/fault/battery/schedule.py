@@ -9,10 +9,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 REFUND, TICKET, MAIL = "stripe.refund.create", "sandbox.ticket.create", "sendgrid.mail.send"
-CLASSES = {REFUND: "A", TICKET: "B", MAIL: "C"}
-TOOL_WEIGHTS = {REFUND: 45, TICKET: 40, MAIL: 15}
+RECORD, MESSAGE, LABEL = "sandbox.record.create", "sandbox.message.send", "sandbox.label.set"
+CLASSES = {REFUND: "A", RECORD: "A", MESSAGE: "A", LABEL: "A", TICKET: "B", MAIL: "C"}
+WAYS = {REFUND: "replay", RECORD: "conflict", MESSAGE: "window", LABEL: "natural", TICKET: "look-up", MAIL: "person"}
+"""How each tool's doubts end."""
+
+TOOL_WEIGHTS = {REFUND: 30, RECORD: 9, MESSAGE: 9, LABEL: 9, TICKET: 30, MAIL: 13}
 WAITS_SECONDS = (1, 2, 4, 7)
 PATHS = {REFUND: "/v1/refunds", TICKET: "/v1/tickets", MAIL: "/v3/mail/send"}
+PATHS |= {RECORD: "/v1/records", MESSAGE: "/v1/messages", LABEL: "/v1/labels"}
 
 LINKS: dict[str, tuple[str, ...]] = {
     "caller-api": ("caller-api",),
@@ -249,7 +254,7 @@ def a_pass(
             drawn.append((nemesis, crowd))
     dice.shuffle(drawn)
     # What can end in a doubt for a person may never come to its fault: it is left out where a cell is tried again.
-    tools = tuple(CLASSES) if number == 0 else (REFUND, TICKET)
+    tools = tuple(name for name, way in WAYS.items() if number == 0 or way != "person")
     return [
         _round(dice, place, nemesis, _filled_up(dice, crowd, keys_min), tools=tools)
         for place, (nemesis, crowd) in enumerate(drawn)
