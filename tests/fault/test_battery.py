@@ -12,6 +12,7 @@ from tests.fault.battery.ground import running
 from tests.fault.battery.run import Run
 
 PROGRESS_MIN = 0.4
+KEYS_PER_ROUND = 20
 
 
 @pytest.mark.slow
@@ -26,19 +27,19 @@ async def test_nothing_happens_twice_and_nothing_is_lost(tmp_path: Path) -> None
         # Each kind of part is struck at least once; which of its nemeses, and at which edge, is the seed's choice.
         dice = random.Random(seed)
         kinds = ("api", "worker", "postgres", "redis", "caller-api", "worker-provider", "worker-postgres")
-        chosen = tuple(dice.choice([name for name in schedule.NEMESES if kind in name]) for kind in kinds)
-        drawn = schedule.rounds(seed, operations_per_round=20, nemeses=tuple(dict.fromkeys(chosen)))
-        struck: set[str] = set()
-        for round in drawn:
-            if round.nemesis not in struck:
-                struck.add(round.nemesis)
-                print(f"{round.nemesis} at {round.edge}")
-                await run.strike(round)
-            if len(struck) == len(set(chosen)):
-                break
+        chosen = [dice.choice([name for name in schedule.NEMESES if kind in name]) for kind in kinds]
+        cells: set[schedule.Cell] = set()
+        for nemesis in sorted(set(chosen)):
+            stage = dice.choice(schedule.STAGES)
+            there = [cell for cell in schedule.possible_cells([nemesis]) if cell[2] in stage]
+            cells |= set(dice.sample(there, KEYS_PER_ROUND))
+        for round in schedule.a_pass(seed, 0, cells=cells):
+            print(f"{round.nemesis} at {', '.join(round.edges)}")
+            await run.strike(round)
         await run.rest()
         result = await run.result(progress_min=PROGRESS_MIN)
         print(result.fired, result.missing, ground.log() if result.found else "")
     assert result.found == []
-    assert result.faulted_keys >= 0.8 * result.keys
+    # The others warm up, or go ahead of a round, or are to meet nothing.
+    assert result.faulted_keys >= 0.65 * result.keys
     assert sum(result.cells.values()) > 0

@@ -4,10 +4,15 @@ Ends with 0 when every property held, with 1 when one was violated; what was vio
 """
 
 import argparse
+import asyncio
+import itertools
 import random
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -17,7 +22,7 @@ from tests.fault.battery.ground import running
 from tests.fault.battery.run import Result, Run, empty_cells
 
 PROGRESS_MIN = 0.5
-SAY_EVERY_SECONDS = 30.0
+SAY_EVERY_SECONDS = 60.0
 VIOLATIONS_SHOWN = 40
 REPEATED = ("operations", "minutes", "per_round", "connections", "disk_megabytes", "nemeses")
 """The options that a run is repeated with, beside its seed."""
@@ -28,7 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--operations", type=int, default=2_000, help="calls that must have ended with a fault on their path")
     parser.add_argument("--minutes", type=float, default=None, help="begin no new round after so long")
     parser.add_argument("--seed", type=int, default=None, help="the schedule's seed; one is drawn unless given")
-    parser.add_argument("--per-round", type=int, default=20, help="operation keys in each round")
+    parser.add_argument("--per-round", type=int, default=50, help="operation keys in each round at least")
     parser.add_argument("--connections", type=int, default=300, help="connections of each provider in each organization")
     parser.add_argument("--disk-megabytes", type=int, default=3000, help="size of the small disk that Postgres is given")
     parser.add_argument("--nemeses", default=None, help="only nemeses whose name contains this")
@@ -41,23 +46,16 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
     chosen = tuple(name for name in schedule.NEMESES if arguments.nemeses is None or arguments.nemeses in name)
     if not chosen:
         raise SystemExit(f"no nemesis has {arguments.nemeses!r} in its name")
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     async with running(folder, connections_each=arguments.connections, disk_megabytes=arguments.disk_megabytes) as ground:
         print(f"everything answers; logs and history are in {folder}", flush=True)
-        began = said = time.monotonic()
         with (folder / "history.jsonl").open("w") as file:
             run = Run(ground, seed=seed, history=History(file=file))
             await run.warm_up()
-            for round in schedule.rounds(seed, operations_per_round=arguments.per_round, nemeses=chosen):
-                minutes = (time.monotonic() - began) / 60
-                if run.history.ended >= arguments.operations or (arguments.minutes is not None and minutes > arguments.minutes):
-                    break
-                await run.strike(round)
-                if time.monotonic() - said > SAY_EVERY_SECONDS:
-                    said = time.monotonic()
-                    print(
-                        f"{minutes:.1f} min: round {round.number}, {run.history.ended} calls of {len(run.operations)} keys",
-                        flush=True,
-                    )
+            ended = await _until_enough(run, arguments, chosen, stop)
+            print(f"{ended}; waiting for what is under way", flush=True)
             await run.rest()
         result = await run.result(progress_min=PROGRESS_MIN)
         if arguments.evidence is not None:
@@ -68,8 +66,47 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
             redis = None if ground.redis is None else ground.redis.version
             versions = report.versions(ground.postgres.binaries.version, redis)
             arguments.evidence.parent.mkdir(parents=True, exist_ok=True)
-            arguments.evidence.write_text(report.page(result, command=command, versions=versions))
+            arguments.evidence.write_text(report.page(result, command=command, versions=versions, ended=ended))
         return result
+
+
+async def _until_enough(run: Run, arguments: argparse.Namespace, nemeses: Sequence[str], stop: asyncio.Event) -> str:
+    """Pass after pass, until no cell is empty and enough calls met a fault; returns why it ended, in words."""
+    began = said = time.monotonic()
+    empty: list[schedule.Cell] = []
+    for number in itertools.count():
+        copies = min(1 + number, schedule.COPIES_MAX) if empty else 1
+        cells = empty or schedule.possible_cells(nemeses)
+        drawn = schedule.a_pass(run.seed, number, cells=cells, copies=copies, keys_min=arguments.per_round)
+        print(f"pass {number}: {len(drawn)} rounds for {len(cells)} cells", flush=True)
+        for round in drawn:
+            minutes = (time.monotonic() - began) / 60
+            if stop.is_set():
+                return "it was interrupted"
+            if arguments.minutes is not None and minutes > arguments.minutes:
+                return f"its {arguments.minutes:g} minutes were over"
+            await run.strike(round)
+            if time.monotonic() - said > SAY_EVERY_SECONDS:
+                said = time.monotonic()
+                filled, met = await run.standing()
+                print(
+                    f"{minutes:.1f} min: round {round.number} of {len(drawn)}, {met} of {run.history.ended} calls met a fault, "
+                    f"{len(run.operations)} keys, {len(filled)} cells",
+                    flush=True,
+                )
+                if met >= arguments.operations and not _empty(run, filled, nemeses):
+                    return "no cell was empty and enough calls had met a fault"
+        # What was held last must have met its fault before it can be said that it has not.
+        await run.pause()
+        filled, met = await run.standing()
+        empty = _empty(run, filled, nemeses)
+        if met >= arguments.operations and not empty:
+            return "no cell was empty and enough calls had met a fault"
+    raise AssertionError("passes do not end")
+
+
+def _empty(run: Run, filled: Counter[schedule.Cell], nemeses: Sequence[str]) -> list[schedule.Cell]:
+    return empty_cells(filled, [name for name in nemeses if name not in run.missing])
 
 
 def main() -> int:
@@ -89,7 +126,7 @@ def main() -> int:
         print(f"not struck: {nemesis}: {reason}")
     for name, of in result.classes.items():
         print(
-            f"class {name}: {of.keys} keys, {of.duplicates} duplicates, {of.lost} lost, {of.resolved} of {of.doubted} doubts resolved"
+            f"{name}: {of.keys} keys, {of.duplicates} duplicates, {of.lost} lost, {of.resolved} of {of.doubted} doubts resolved"
         )
     for violation in result.found[:VIOLATIONS_SHOWN]:
         print(f"VIOLATED {violation.property}: {violation.token} {violation.detail}")

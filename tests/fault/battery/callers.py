@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 CALL_SECONDS = 12.0
-WAIT_SECONDS = 7
+WAIT_SECONDS_MAX = 7
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.2, 3.0
 PATIENCE_SECONDS = 60.0
 TRIES_MAX = 60
@@ -52,12 +52,14 @@ class Wanted:
         key: the scoped key.
         body: the tool call, encoded.
         conflicting: it uses another caller's operation key with another input.
+        wait_seconds: for how long the API is asked to wait for the end.
     """
 
     token: str
     key: str
     body: bytes
     conflicting: bool = False
+    wait_seconds: int = WAIT_SECONDS_MAX
 
 
 def tool_call(tool: str, token: str, *, connection: str, run: str | None, conflicting: bool, amount: int = 1200) -> bytes:
@@ -66,6 +68,9 @@ def tool_call(tool: str, token: str, *, connection: str, run: str | None, confli
     inputs: dict[str, dict[str, object]] = {
         "stripe.refund.create": {"payment_intent": f"pi_{token}", "amount": value},
         "sandbox.ticket.create": {"title": f"Door {token}" + (" again" if conflicting else "")},
+        "sandbox.record.create": {"title": f"Record {token}" + (" again" if conflicting else "")},
+        "sandbox.message.send": {"text": f"Message {token}" + (" again" if conflicting else "")},
+        "sandbox.label.set": {"name": token, "value": "moved" if conflicting else "paid"},
         # Of a mail with a reference only the receiver and the sender are its identity.
         "sendgrid.mail.send": {
             "from": "desk@example.com",
@@ -129,7 +134,8 @@ def receipt_of(body: bytes) -> str:
 async def ask(history: History, port: int, wanted: Wanted, process: int) -> str:
     """Repeats a call until its answer is final; returns its last word: `ok`, `fail` or `info`."""
     give_up = time.monotonic() + PATIENCE_SECONDS
-    headers = {"Authorization": f"Bearer {wanted.key}", "Content-Type": "application/json", "Prefer": f"wait={WAIT_SECONDS}"}
+    headers = {"Authorization": f"Bearer {wanted.key}", "Content-Type": "application/json"}
+    headers["Prefer"] = f"wait={wanted.wait_seconds}"
     last, pause = "info", PAUSE_SECONDS
     for _ in range(TRIES_MAX):
         more = {"conflicting": True} if wanted.conflicting else {}

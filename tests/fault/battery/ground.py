@@ -49,7 +49,7 @@ WINDOW_NEARLY_OVER = DEADLINE + timedelta(seconds=60.1)
 """A provider's window in which the product's margin leaves a tenth of a second for resends: who forgets keys is never asked by key."""
 
 READY_SECONDS = 180.0
-API_POOL, WORKER_POOL = 18, 18
+API_POOL, WORKER_POOL = 90, 60
 HOST = "127.0.0.1"
 
 
@@ -67,7 +67,7 @@ def quick(
 
     Args:
         contract: as it is shipped.
-        settle: of its look-up.
+        settle: of its look-up, and of a resend that has no look-up beside it.
         within: the window of its resends, the contract's own unless given.
         resends: how many there may be, the contract's own number unless given.
         margin: of the window, the contract's own unless given.
@@ -85,6 +85,7 @@ def quick(
                         "within": within or rule.within,
                         "times": resends or rule.times,
                         "margin": rule.margin if margin is None else margin,
+                        "settle": None if rule.settle is None else settle,
                     }
                 )
             )

@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import Any
@@ -20,19 +20,22 @@ from tests.fault.battery.schedule import (
     CLASSES,
     COMMITTED,
     EDGES,
-    FAULTS,
     FORGET_KEYS,
     PATHS,
+    WORKER_POSTGRES,
+    Cell,
     Operation,
     Round,
     impossible,
+    possible_cells,
 )
 from tests.support.invariants import violations
 
 REST_SECONDS = 120.0
-QUIET_SECONDS = 0.3
-HELD_MAX = 15
-OPEN_MAX = 70
+QUIET_SECONDS = 0.6
+PAUSE_SECONDS = 15.0
+GATHER_SECONDS_MAX = 6.0
+OPEN_MAX = 80
 """Operations under way at once; a round waits until there are fewer. More would measure the machine and not the product."""
 
 TOKEN = re.compile(r"op[0-9a-f]{16}")
@@ -66,18 +69,16 @@ class Struck:
     """A round's strike and who was at its edge."""
 
     nemesis: str
-    edge: str
     at: float
     until: float
     process_id: int | None
-    link: str | None
-    held: frozenset[str]
-    forgot: bool
+    held: Mapping[str, str]
+    """The edge at which an operation was stopped when the nemesis struck, by its token."""
 
 
 @dataclass(kw_only=True)
 class Totals:
-    """What a class of tools came to."""
+    """What a class of tools, or a tool, came to."""
 
     keys: int = 0
     faulted: int = 0
@@ -89,6 +90,19 @@ class Totals:
     resolved: int = 0
     for_a_person: int = 0
     seconds: list[float] = field(default_factory=list)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """One reservation, as `RESERVATIONS` reads it."""
+        self.receipts += row["state"] == "succeeded"
+        self.refused += row["state"] in ("failed", "voided")
+        if row["doubted"] is None:
+            return
+        self.doubted += 1
+        if row["ended"] is None:
+            self.for_a_person += 1
+        else:
+            self.resolved += 1
+            self.seconds.append(row["ended"] - row["doubted"])
 
     def percentile(self, share: int) -> float | None:
         """Seconds from the first doubt to the end, of those that ended by themselves."""
@@ -109,7 +123,7 @@ class Result:
     seed: int
     evidence: Evidence
     found: list[Violation]
-    cells: Counter[tuple[str, str, str]]
+    cells: Counter[Cell]
     classes: dict[str, Totals]
     keys: int
     calls: int
@@ -138,10 +152,10 @@ class Run:
 
     # Operations.
 
-    def begin(self, operation: Operation) -> None:
-        """Plans the operation's fault and starts its callers."""
+    def begin(self, operation: Operation) -> asyncio.Task[Any]:
+        """Plans the operation's fault and starts its callers; the task ends when all of them have their last word."""
         self.operations[operation.token] = operation
-        self._spawn(self._operate(operation))
+        return self._spawn(self._operate(operation))
 
     async def warm_up(self, number: int = 12) -> None:
         """Operations that meet nothing, until they are done: a process that has just begun is slow, and slow is not struck."""
@@ -151,10 +165,11 @@ class Run:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _operate(self, operation: Operation) -> None:
         await asyncio.sleep(operation.begins)
@@ -173,7 +188,13 @@ class Run:
                     run=None if other else operation.runs[place],
                     conflicting=other,
                 )
-                wanted = Wanted(token=operation.token, key=tenant.scene.agent_key, body=body, conflicting=other)
+                wanted = Wanted(
+                    token=operation.token,
+                    key=tenant.scene.agent_key,
+                    body=body,
+                    conflicting=other,
+                    wait_seconds=operation.waits[place % conflicting],
+                )
                 group.create_task(self._call(wanted, after))
 
     async def _call(self, wanted: Wanted, after: float) -> None:
@@ -209,58 +230,64 @@ class Run:
     # Rounds.
 
     async def strike(self, round: Round) -> None:
-        """One round: operations come to the edge, the nemesis strikes, and what was held goes on."""
+        """One round: each operation comes to its edge, the nemesis strikes, and what was held goes on."""
         if (reason := nemeses.missing(self.ground, round.nemesis)) is not None:
             self.missing[round.nemesis] = reason
             return
         while len(self._tasks) > OPEN_MAX:
             await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
-        edge = EDGES[round.edge]
-        hold = await self.ground.network.hold(
-            edge.links, part=edge.part, statement=edge.statement, method=edge.method, limit=HELD_MAX
-        )
+        await asyncio.wait([self.begin(operation) for operation in round.ahead], timeout=GATHER_SECONDS_MAX)
+        holds = {edge: await self._hold(edge, round) for edge in round.edges}
         for operation in round.operations:
             self.begin(operation)
-        await self._gather(hold, min(HELD_MAX, len(round.operations)), edge.gather_seconds)
+        await self._gather(holds, len(round.operations))
+        worker = await self._worker(holds, round)
         forgets = any(operation.fault == FORGET_KEYS for operation in round.operations)
-        async with nemeses.striking(self.ground, round.nemesis, worker=round.worker, seconds=round.seconds) as strike:
-            held = await hold.release(deliver=round.deliver)
+        async with nemeses.striking(self.ground, round.nemesis, worker=worker, seconds=round.seconds) as strike:
+            held = {edge: await hold.release(deliver=round.deliver) for edge, hold in holds.items()}
             if forgets:
                 self._spawn(self._forget())
-        struck_link = f"worker-{round.worker + 1}-postgres"
+        # Where a worker is struck, those that the other one was carrying were not.
+        other = None if strike.process_id is None else WORKER_POSTGRES[1 - worker]
         self.strikes.append(
             Struck(
                 nemesis=round.nemesis,
-                edge=round.edge,
                 at=strike.at,
                 until=strike.until,
                 process_id=strike.process_id,
-                link=struck_link if strike.process_id is not None else None,
-                held=frozenset(
-                    token
-                    for token, link in held.items()
-                    if strike.process_id is None
-                    or not link.startswith("worker-")
-                    or not link.endswith("-postgres")
-                    or link == struck_link
-                ),
-                forgot=forgets,
+                held={token: edge for edge, tokens in held.items() for token, link in tokens.items() if link != other},
             )
         )
 
-    async def _gather(self, hold: Held, number: int, seconds: float) -> None:
-        """Until so many are at the edge, or nobody comes any more, or the time is up."""
+    async def _worker(self, holds: Mapping[str, Held], round: Round) -> int:
+        """The worker that more of the operations at the edges are with; the round's own choice where that says nothing."""
+        links: Counter[str] = Counter()
+        for hold in holds.values():
+            links.update((await hold.tokens()).values())
+        first, second = (links[link] for link in WORKER_POSTGRES)
+        return round.worker if first == second else int(second > first)
+
+    async def _hold(self, name: str, round: Round) -> Held:
+        edge = EDGES[name]
+        tokens = [operation.token for operation in round.operations if operation.edge == name]
+        return await self.ground.network.hold(
+            edge.links, part=edge.part, statement=edge.statement, method=edge.method, containing=tokens
+        )
+
+    async def _gather(self, holds: Mapping[str, Held], number: int) -> None:
+        """Until so many are at their edges, or nobody comes any more, or the time is up."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + 4 * seconds
+        seconds = min(EDGES[edge].gather_seconds for edge in holds)
+        give_up = loop.time() + GATHER_SECONDS_MAX
         met, last_came, first_came = 0, loop.time(), give_up
         while met < number and loop.time() < min(give_up, first_came + seconds):
-            now = len(await hold.tokens())
+            now = sum([len(await hold.tokens()) for hold in holds.values()])
             if now > met:
                 first_came = min(first_came, loop.time())
                 met, last_came = now, loop.time()
             elif met >= number // 2 and loop.time() - last_came > QUIET_SECONDS:
                 return
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.03)
 
     async def _forget(self) -> None:
         """The forgetful provider's keys are gone, again and again while operations of a round are under way."""
@@ -269,6 +296,12 @@ class Run:
             await asyncio.sleep(0.7)
 
     # The end.
+
+    async def pause(self) -> None:
+        """Waits until most callers have their last word, and not for those who have the most patience."""
+        began = time.monotonic()
+        while self._tasks and time.monotonic() < began + PAUSE_SECONDS:
+            await asyncio.wait(set(self._tasks), timeout=1, return_when=asyncio.ALL_COMPLETED)
 
     async def rest(self) -> None:
         """Waits until every caller has its last word and nothing but people can move what is open.
@@ -293,12 +326,7 @@ class Run:
         scene = self.ground.tenants["ordinary"].scene
         rows = await scene.fetch(RESERVATIONS)
         contradicted = frozenset(row["reference"] for row in await scene.fetch(CONTRADICTED))
-        effects: dict[str, list[str]] = defaultdict(list)
-        for sandbox in self.ground.sandboxes:
-            for effect in await self.control(sandbox, "effects"):
-                token = TOKEN.search(json.dumps(effect["fields"]))
-                if token is not None:
-                    effects[token.group()].append(effect["id"])
+        effects = await self._effects()
         reservations: dict[str, list[Reservation]] = defaultdict(list)
         for row in rows:
             reservations[row["token"]].append(
@@ -321,6 +349,25 @@ class Run:
             invariants=broken,
         )
 
+    async def _effects(self) -> dict[str, list[str]]:
+        """What the providers have done, by their own count: the references they gave, by token."""
+        effects: dict[str, list[str]] = defaultdict(list)
+        labels: set[str] = set()
+        for sandbox in self.ground.sandboxes:
+            for effect in await self.control(sandbox, "effects"):
+                fields = json.dumps(effect["fields"], sort_keys=True)
+                token = TOKEN.search(fields)
+                if token is None:
+                    continue
+                if effect["resource"] == "label":
+                    # To set it once more to the same is no second effect.
+                    if fields in labels:
+                        continue
+                    labels.add(fields)
+                named_by_caller = effect["resource"] in ("label", "record")
+                effects[token.group()].append(effect["result"]["id"] if named_by_caller else effect["id"])
+        return effects
+
     async def result(self, *, progress_min: float) -> Result:
         """All of it, judged, and put into the table."""
         scene = self.ground.tenants["ordinary"].scene
@@ -340,14 +387,12 @@ class Run:
     async def _judged(
         self, evidence: Evidence, found: list[Violation], rows: Sequence[dict[str, Any]], attempts: Sequence[dict[str, Any]]
     ) -> Result:
-        fired = await self._fired(evidence)
+        fired = await self._fired(evidence.effects, evidence.reservations)
         open_times = _open_times(self.history.events, rows)
-        workers: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-        for row in attempts:
-            workers[row["token"]].append((row["began"], row["ended"], row["worker"]))
+        workers = _workers(attempts)
         windows = Windows(self.strikes)
         faulted = {token for token, of in open_times.items() if token in fired or windows.meet(of, workers.get(token, ()))}
-        calls, faulted_calls = self._faulted_calls(fired, windows, workers)
+        calls, faulted_calls = self._faulted_calls(fired, rows, workers)
         return Result(
             seed=self.seed,
             evidence=evidence,
@@ -364,45 +409,50 @@ class Run:
             missing=dict(self.missing),
         )
 
-    async def _fired(self, evidence: Evidence) -> dict[str, str]:
+    async def _fired(self, effects: Mapping[str, Sequence[str]], reserved: Collection[str]) -> dict[str, str]:
         """The faults that struck: planned ones that are not waiting any more, events that were sent, keys that were forgotten."""
         waiting = {one["containing"] for name in self.ground.sandboxes for one in await self.control(name, "faults")}
-        of_effect = {id: token for token, ids in evidence.effects.items() for id in ids}
+        of_effect = {id: token for token, ids in effects.items() for id in ids}
         told = {of_effect.get(one["effect"]) for one in await self.control("ordinary", "webhooks")}
         fired = {}
         for token, operation in self.operations.items():
             if operation.fault == "none":
                 continue
-            if operation.fault.startswith("webhook"):
-                struck = token in told
-            else:
-                struck = token not in waiting and token in evidence.reservations
+            event = operation.fault.startswith("webhook")
+            struck = token in told if event else token not in waiting and token in reserved
             if struck:
                 fired[token] = operation.fault
         return fired
 
-    def _cells(self, fired: dict[str, str], workers: dict[str, list[tuple[float, float, str]]]) -> Counter[tuple[str, str, str]]:
-        cells: Counter[tuple[str, str, str]] = Counter()
+    async def standing(self) -> tuple[Counter[Cell], int]:
+        """How the table stands while operations are under way, and how many calls have ended with a fault on their path."""
+        scene = self.ground.tenants["ordinary"].scene
+        rows = await scene.fetch(RESERVATIONS)
+        effects = await self._effects()
+        fired = await self._fired(effects, {row["token"] for row in rows})
+        workers = _workers(await scene.fetch(ATTEMPTS))
+        return self._cells(fired, workers), self._faulted_calls(fired, rows, workers)[1]
+
+    def _cells(self, fired: Mapping[str, str], workers: "Workers") -> Counter[Cell]:
+        cells: Counter[Cell] = Counter()
         for strike in self.strikes:
-            for token in strike.held:
-                operation = self.operations.get(token)
-                if operation is None:
-                    continue
-                fault = fired.get(token, "none")
-                if fault == "none" and operation.fault != "none":
+            for token, edge in strike.held.items():
+                fault = self.operations[token].fault
+                if fired.get(token, "none") != fault:
                     continue  # Its fault never struck: it stands for no column.
-                if impossible(fault, strike.edge):
+                if impossible(fault, edge):
                     continue
-                if strike.process_id is not None and strike.edge in ("during the send", COMMITTED):
+                if strike.process_id is not None and edge in ("during the send", COMMITTED):
                     by = {worker for began, ended, worker in workers.get(token, ()) if began <= strike.at <= ended + 1}
                     if not any(worker.endswith(f":{strike.process_id}") for worker in by):
                         continue
-                cells[strike.nemesis, fault, strike.edge] += 1
+                cells[strike.nemesis, fault, edge] += 1
         return cells
 
-    def _faulted_calls(
-        self, fired: dict[str, str], windows: "Windows", workers: dict[str, list[tuple[float, float, str]]]
-    ) -> tuple[int, int]:
+    def _faulted_calls(self, fired: Mapping[str, str], rows: Iterable[Mapping[str, Any]], workers: "Workers") -> tuple[int, int]:
+        """How many calls have ended, and how many of them met a nemesis or were made before their effect, which met a fault, was settled."""
+        windows = Windows(self.strikes)
+        settled = {row["token"]: row["ended"] or float("inf") for row in rows}
         begun: dict[int, float] = {}
         calls = faulted = 0
         for event in self.history.events:
@@ -410,33 +460,27 @@ class Run:
                 begun[event["call"]] = event["time"]
                 continue
             calls += 1
-            of = (begun.get(event["call"], event["time"]), event["time"])
-            faulted += event["key"] in fired or windows.meet(of, workers.get(event["key"], ()))
+            began, token = begun[event["call"]], event["key"]
+            met = token in fired and began <= settled.get(token, 0.0)
+            faulted += met or windows.meet((began, event["time"]), workers.get(token, ()))
         return calls, faulted
 
     def _classes(self, evidence: Evidence, rows: Iterable[dict[str, Any]], faulted: set[str]) -> dict[str, Totals]:
-        totals = {name: Totals() for name in ("A", "B", "C")}
+        totals = {name: Totals() for name in (*sorted(set(CLASSES.values())), *CLASSES)}
         for token, operation in self.operations.items():
-            of = totals[CLASSES[operation.tool]]
-            of.keys += 1
-            of.faulted += token in faulted
-            of.duplicates += len(evidence.effects.get(token, ())) > 1
+            for of in (totals[CLASSES[operation.tool]], totals[operation.tool]):
+                of.keys += 1
+                of.faulted += token in faulted
+                of.duplicates += len(evidence.effects.get(token, ())) > 1
         for row in rows:
-            if row["token"] not in self.operations:
-                continue
-            of = totals[CLASSES[row["tool"]]]
-            of.receipts += row["state"] == "succeeded"
-            of.refused += row["state"] in ("failed", "voided")
-            if row["doubted"] is not None:
-                of.doubted += 1
-                if row["ended"] is not None:
-                    of.resolved += 1
-                    of.seconds.append(row["ended"] - row["doubted"])
-                else:
-                    of.for_a_person += 1
+            if row["token"] in self.operations:
+                totals[CLASSES[row["tool"]]].count(row)
+                totals[row["tool"]].count(row)
         for violation in check(evidence, progress_min=0.0):
             if violation.token in self.operations and violation.property in LOST:
-                totals[CLASSES[self.operations[violation.token].tool]].lost += 1
+                tool = self.operations[violation.token].tool
+                totals[CLASSES[tool]].lost += 1
+                totals[tool].lost += 1
         return totals
 
 
@@ -476,6 +520,17 @@ class Windows:
         return False
 
 
+Workers = dict[str, list[tuple[float, float, str]]]
+"""Which worker held an attempt from when to when, by token."""
+
+
+def _workers(attempts: Iterable[Mapping[str, Any]]) -> Workers:
+    found: Workers = defaultdict(list)
+    for row in attempts:
+        found[row["token"]].append((row["began"], row["ended"], row["worker"]))
+    return found
+
+
 def _open_times(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """From an operation's first call to its last word, or to the end of its reservation if that is later."""
     times: dict[str, tuple[float, float]] = {}
@@ -499,12 +554,6 @@ async def _get(port: int, path: str) -> bytes:
     return body
 
 
-def empty_cells(cells: Counter[tuple[str, str, str]], nemeses_struck: Iterable[str]) -> list[tuple[str, str, str]]:
+def empty_cells(cells: Counter[Cell], nemeses_struck: Iterable[str]) -> list[Cell]:
     """The cells that could be filled and are not."""
-    return [
-        (nemesis, fault, edge)
-        for nemesis in nemeses_struck
-        for fault in FAULTS
-        for edge in EDGES
-        if impossible(fault, edge) is None and not cells[nemesis, fault, edge]
-    ]
+    return [cell for cell in possible_cells(nemeses_struck) if not cells[cell]]

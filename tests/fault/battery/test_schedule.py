@@ -1,27 +1,59 @@
-"""The schedule is a function of its seed, and a pass of it leaves no nemesis, edge or fault out."""
+"""The schedule is a function of its seed and of what is still empty, and a pass leaves no nemesis, edge or fault out."""
 
-import itertools
+from tests.fault.battery.schedule import (
+    AHEAD,
+    CLASSES,
+    EDGES,
+    FAULTS,
+    KEYS_MAX,
+    MAIL,
+    NEMESES,
+    STAGES,
+    Cell,
+    Round,
+    a_pass,
+    impossible,
+    possible_cells,
+)
 
-from tests.fault.battery.schedule import CLASSES, EDGES, FAULTS, NEMESES, impossible, rounds
 
-A_PASS = len(NEMESES) * len(EDGES)
+def wanted_by(rounds: list[Round]) -> list[Cell]:
+    """The cells that the operations of these rounds are for."""
+    return [(one.nemesis, of.fault, of.edge) for one in rounds for of in one.operations if of.edge is not None]
 
 
 def test_a_seed_is_a_schedule() -> None:
-    """The same seed gives the same rounds, another seed others."""
-    first, again, other = (list(itertools.islice(rounds(seed, operations_per_round=20), 30)) for seed in (7, 7, 8))
-    assert first == again
-    assert first != other
+    """The same seed gives the same rounds, another seed or another pass others; the order of the cells says nothing."""
+    cells = possible_cells()
+    assert a_pass(7, 0, cells=cells) == a_pass(7, 0, cells=cells[::-1])
+    assert a_pass(7, 0, cells=cells) != a_pass(8, 0, cells=cells)
+    assert a_pass(7, 0, cells=cells) != a_pass(7, 1, cells=cells)
 
 
-def test_a_pass_strikes_everything_everywhere_with_every_fault() -> None:
-    """Every nemesis at every edge once, every fault in every round, every class, and a token for each operation alone."""
-    drawn = list(itertools.islice(rounds(7, operations_per_round=20), A_PASS))
-    assert {(one.nemesis, one.edge) for one in drawn} == set(itertools.product(NEMESES, EDGES))
-    assert all({operation.fault for operation in one.operations} == set(FAULTS) for one in drawn)
-    operations = [operation for one in drawn for operation in one.operations]
+def test_a_pass_has_an_operation_for_every_cell() -> None:
+    """Every nemesis at every edge with every fault, every class, and a token for each operation alone."""
+    drawn = a_pass(7, 0, cells=possible_cells())
+    assert sorted(wanted_by(drawn)) == sorted(possible_cells())
+    operations = [operation for one in drawn for operation in (*one.ahead, *one.operations)]
     assert len({operation.token for operation in operations}) == len(operations)
     assert {CLASSES[operation.tool] for operation in operations} == {"A", "B", "C"}
+
+
+def test_a_round_strikes_at_one_stage() -> None:
+    """Operations of one strike reach their edges at about the same time, and are not more than can be held."""
+    for one in a_pass(7, 0, cells=possible_cells()):
+        assert any(set(one.edges) <= set(stage) for stage in STAGES)
+        assert len(one.operations) <= KEYS_MAX
+        assert len(one.ahead) == AHEAD
+
+
+def test_what_is_empty_is_played_again() -> None:
+    """A later pass is about the empty cells, with several operations for each, none that may end in a doubt for a person."""
+    empty = [("kill-api", "hang", "before T1"), ("kill-api", "none", "T2 in flight"), ("redis-kill", "none", "after T3")]
+    drawn = a_pass(7, 1, cells=empty, copies=2, keys_min=10)
+    assert [len(one.operations) for one in drawn] == [10, 10]
+    assert all(wanted_by(drawn).count(cell) >= 2 for cell in empty)
+    assert all(operation.tool != MAIL for one in drawn for operation in one.operations)
 
 
 def test_what_is_impossible_has_a_reason() -> None:
@@ -29,3 +61,4 @@ def test_what_is_impossible_has_a_reason() -> None:
     named = {(fault, edge) for fault in FAULTS for edge in EDGES if impossible(fault, edge)}
     assert {edge for _, edge in named} == {"provider committed, not answered"}
     assert {fault for fault, _ in named} == {"drop-before-commit", "fail-500", "reject-402", "rate-limit"}
+    assert len(possible_cells()) == len(NEMESES) * (len(FAULTS) * len(EDGES) - len(named))
