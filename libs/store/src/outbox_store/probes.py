@@ -1,6 +1,6 @@
 """Probes: looks of a client for the effect of an attempt in doubt, and what was answered to each.
 
-Only who asked for the effect and was told to look for it begins one: the offer names the attempt and the actor. A probe begins at Postgres's time before the client asks its provider, so that an absence can be held against `absence_counts_at`.
+Only whose attempt it is, or who asked for the effect and was told to look for it, begins one. A probe begins at Postgres's time before the client asks its provider, so that an absence can be held against `absence_counts_at`.
 What an answer changes is decided by `outbox_store.resolve`, as of a worker's look-up.
 """
 
@@ -54,7 +54,10 @@ BEGIN = """
 insert into probes (organization_id, id, reservation_id, attempt_id, actor_id)
 select r.organization_id, $3, r.id, r.last_attempt_id, $5 from reservations r
 where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and r.last_attempt_id = $4
-  and exists (select from probe_offers f where (f.organization_id, f.attempt_id, f.actor_id) = ($1, $4, $5))
+  and (
+    exists (select from probe_offers f where (f.organization_id, f.attempt_id, f.actor_id) = ($1, $4, $5))
+    or exists (select from attempts a where (a.organization_id, a.id, a.actor_id) = ($1, $4, $5) and a.marker is not null)
+  )
 returning id, attempt_id, asked_at,
   (select extract(epoch from r.absence_counts_at - now())::float8 from reservations r where (r.organization_id, r.id) = ($1, $2)) as counts_in_seconds
 """
