@@ -150,11 +150,18 @@ from reservations r join reservations h
 where r.organization_id = $1 and r.id = $2 and h.live
 """
 
+# What the person names is closed with the rest: where that very proof comes later, from an answer or a webhook, it has been examined.
 CLOSE = """
 with closed as (
   update contradictions set closed_at = now()
   where organization_id = $1 and reservation_id = $2 and closed_at is null
   returning external_reference
+), named as (
+  insert into contradictions (organization_id, id, reservation_id, project_id, environment_id, connection_id, tool, scope, operation_key,
+    external_reference, closed_at)
+  select organization_id, gen_random_uuid(), id, project_id, environment_id, connection_id, tool, scope, operation_key, $6::text, now()
+  from reservations where organization_id = $1 and id = $2 and $6::text is not null and exists (select from closed)
+  on conflict do nothing
 )
 insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain,
   run, tool, operation_key, input_digest, declared, trace_id, detail)

@@ -87,7 +87,8 @@ class Resolved:
 
     Attributes:
         verdict: `settled` (succeeded, or absent proven: state says which way), `noted` (an absence that counts, not yet enough),
-            `too-early` (before `absence_counts_at`: nothing changed), `stale` (the row has moved on: nothing changed),
+            `too-early` (before `absence_counts_at`: nothing changed), `stale` (the row has moved on, or what was seen is an effect
+            that a person has examined for another reservation of the operation: nothing changed),
             `known` (the receipt says so already), `contradiction` (proof against what was settled), `missing`.
         state: where the reservation stands now.
         counts_at: from when an absence counts, for `too-early`.
@@ -120,6 +121,13 @@ with input as (
 ), judged as materialized (
   select l.*,
     case
+      -- A person has said of this very effect that it does not stand: what was freed to be done anew has another.
+      when l.happened and l.said_how in ('lookup', 'webhook') and l.state in ('reserved', 'executing', 'in_doubt') and exists (
+        select from contradictions c join reservations d on (d.organization_id, d.id) = (c.organization_id, c.reservation_id)
+        where c.closed_at is not null and (c.organization_id, c.external_reference) = (l.organization_id, l.receipt_reference)
+          and (d.project_id, d.environment_id, d.connection_id, d.tool, d.scope, d.operation_key, d.occurrence)
+            = (l.project_id, l.environment_id, l.connection_id, l.tool, l.scope, l.operation_key, l.occurrence)
+      ) then 'stale'
       when l.happened and l.state in ('executing', 'in_doubt') then
         case when l.open_attempt_id is null or exists (
           select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.open_attempt_id)
