@@ -19,6 +19,7 @@ from uuid import UUID
 from outbox_domain.reservation import Confidence, State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
+from outbox_store.settle import CONTRADICTIONS_MAX
 
 ROUNDS_MAX = 20
 """How often a resolution looks again because a newer attempt was not visible to it yet."""
@@ -237,7 +238,8 @@ with input as (
     operation_key, external_reference)
   select j.organization_id, j.receipt_id, j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope,
     j.operation_key, j.receipt_reference
-  from judged j where j.verdict = 'contradiction'
+  from judged j where j.verdict = 'contradiction' and $21 > (
+    select count(*) from contradictions c where (c.organization_id, c.reservation_id) = (j.organization_id, j.id) and c.closed_at is null)
   on conflict do nothing
   returning organization_id, reservation_id
 ), entered as (
@@ -289,7 +291,9 @@ async def _resolve(connection: Connection, rows: Sequence[Resolution], tries_max
         ]
         cancel_within = [row.cancel_within_seconds for row in batch]
         again = []
-        for place, record in zip(waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within), strict=True):
+        for place, record in zip(
+            waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within, CONTRADICTIONS_MAX), strict=True
+        ):
             if record["verdict"] == "again":
                 again.append(place)
             else:

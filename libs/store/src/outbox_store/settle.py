@@ -20,6 +20,9 @@ from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
 
+CONTRADICTIONS_MAX = 20
+"""How many open contradictions a reservation has: its key is refused from the first one on, and whoever makes up references can go on."""
+
 ROUNDS_MAX = 20
 """How often a settlement looks again because a newer attempt was not visible to it yet."""
 
@@ -326,7 +329,8 @@ with input as (
   -- A late write has no reference: the attempt's id names what nobody knows.
   select j.organization_id, coalesce(j.receipt_id, j.attempt_id), j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool,
     j.scope, j.operation_key, coalesce(j.receipt_reference, 'late-write:' || j.attempt_id)
-  from judged j where j.verdict = 'contradiction'
+  from judged j where j.verdict = 'contradiction' and $29 > (
+    select count(*) from contradictions c where (c.organization_id, c.reservation_id) = (j.organization_id, j.id) and c.closed_at is null)
   on conflict do nothing
   returning organization_id, reservation_id as id
 ), entered as (
@@ -420,6 +424,7 @@ async def _settle(connection: Connection, rows: Sequence[Settlement], tries_max:
             tries_max,
             [rows[place].late_recover_seconds for place in waiting],
             [rows[place].conflict for place in waiting],
+            CONTRADICTIONS_MAX,
         )
         again = []
         for place, record in zip(waiting, records, strict=True):
