@@ -11,10 +11,11 @@ from tests.integration.store.test_strategies import run_of
 from tests.support.ledger import TRIES_MAX, claim_of, claimed, settled, settlement_of
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import contradictions
+from outbox_store import contradictions, tool_contracts
 from outbox_store.claim import ClaimedByClient, claim_by_client
 from outbox_store.connection import Connection
 from outbox_store.contradictions import Examined, Holder
+from outbox_store.doubts import Where
 from outbox_store.reserve import Contradicted, Held, NewReservation, Won, reserve
 from outbox_store.settle import CONTRADICTIONS_MAX, Settled, settle
 
@@ -103,6 +104,21 @@ async def test_two_that_deny_one_effect(store: Store) -> None:
     holder = await closed(store.api, second)
     assert await closed(store.api, first) == holder
     assert await store.count("receipts") == 1
+
+
+async def test_what_a_key_does_not_reach_takes_no_place(store: Store) -> None:
+    """Whoever may see one tool is told of its contradictions, however many older ones there are of others."""
+    tool = "stripe.customer.create"
+    await tool_contracts.install(store.owner, store.world.organization_id, [(tool, 1, {"tool": tool})])
+    older, newer = store.world.row(), store.world.row(tool=tool)
+    for row in (older, newer):
+        assert await reserve(store.api, [row]) == [Won(id=row.id)]
+        await contradicted(store, row)
+    for reaches, row in ((lambda *_: True, older), (lambda named, _: named == tool, newer)):
+        [listed] = await contradictions.list_(
+            store.api, store.world.organization_id, store.world.environment_id, Where(), reaches=reaches, limit=1
+        )
+        assert listed.reservation_id == row.id
 
 
 async def test_references_that_are_made_up_are_bounded(store: Store) -> None:
