@@ -10,6 +10,9 @@ comment on column reservations.recovery_step is 'Which of the contract''s ways o
 comment on column reservations.absences is 'How many look-ups of the last attempt, sent after absence_counts_at, found nothing.';
 comment on column reservations.absent_at is 'When the last of these was sent: one answer is never counted twice.';
 
+create index contradictions_closed on contradictions (organization_id, external_reference) where closed_at is not null;
+comment on index contradictions_closed is 'What a person has examined is proof of nothing newer.';
+
 -- What was thought unsent or absent may be proven to have happened before it is sent again.
 insert into reservation_transitions (from_state, to_state) values ('reserved', 'succeeded');
 alter table reservations add constraint reservation_sent check (state <> 'succeeded' or attempts > 0);

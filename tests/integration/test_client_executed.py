@@ -88,8 +88,11 @@ async def test_class_c_is_a_persons_at_once(ground: Ground) -> None:
 
 
 async def test_what_nobody_took_up_is_withdrawn(ground: Ground) -> None:
-    """A client's reservation is never sent by a worker, however long it waits, and is voided after its last moment."""
-    row = await reserved(ground, REFUND, not_after_seconds=1.0)
+    """A client's reservation is never sent by a worker, however long it waits, is looked at again at its last moment, and voided then."""
+    row = await reserved(ground, REFUND, not_after_seconds=3600.0)
+    await ground.until(row, lambda found: found["due_seconds"] > 3000)
+    await ground.change("update reservations set not_after = now() where id = $1", row.id)
+    await ground.change("update open_reservations set due_at = now() where reservation_id = $1", row.id)
     found = await ground.until_state(row, "voided")
     assert (found["outcomes"], await ground.effects(row)) == ([], [])
 

@@ -141,6 +141,23 @@ async def test_two_effects_of_one_marker(ground: Ground) -> None:
     assert (entry["reason"], found["confidence"]) == ("several effects", None)
 
 
+async def test_an_effect_that_was_examined_is_not_found_anew(ground: Ground) -> None:
+    """A person has said of the ticket that it does not stand: it is no receipt of what was asked for again, and a person sees why."""
+    ground.sandbox.plan(PATHS[TICKET], "fail-500", times=2, method="GET")
+    row = await ground.faulty(TICKET, "commit-then-drop")
+    await ground.until_state(row, "in_doubt")
+    [undone] = await ground.effects(row)
+    await ground.change(
+        "insert into contradictions (organization_id, id, reservation_id, project_id, environment_id, connection_id, tool, scope, "
+        "operation_key, external_reference, closed_at) select organization_id, gen_random_uuid(), id, project_id, environment_id, "
+        "connection_id, tool, scope, operation_key, $2, now() from reservations where id = $1",
+        *(row.id, undone["id"]),
+    )
+    found = await ground.until_a_person(row)
+    [entry] = found["evidence_entries"]
+    assert (entry["reason"], entry["references"], found["confidence"]) == ("an effect that was examined", [undone["id"]], None)
+
+
 async def test_a_late_write_that_is_absent(ground: Ground) -> None:
     """A request left after its time: its absence never counts, so that nothing is sent again and a person is asked."""
     ground.sandbox.plan(PATHS[TICKET], "fail-500", times=2, method="GET")

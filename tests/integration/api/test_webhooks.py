@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from tests.integration.api.test_doubts import DID_NOT, answer, reserved, standing
+from tests.integration.api.test_doubts import DID_NOT, HAPPENED, answer, reserved, standing
 from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, stand_in, until
 from tests.support.invariants import assert_invariants
 
@@ -228,6 +228,50 @@ async def test_a_key_that_was_free_again(
     assert await provider.verdict(event()) == "settled"
     assert (await standing(scene, second.reservation_id))["state"] == "succeeded"
     assert (await standing(scene, first.reservation_id))["contradictions"] == 0
+
+
+async def contradicted(provider: Provider, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient) -> Claimed:
+    """The attempt of what was closed as absent and was written late, long ago."""
+    attempt = await provider.doubtful(agent)
+    fetch = provider.scene.fetch
+    await fetch("update reservations set absence_counts_at = now() where id = $1", attempt.reservation_id)
+    await answer(admin, attempt.reservation_id, {**DID_NOT, "override": True})
+    assert (await provider.worker.settle(attempt, Outcome.UNKNOWN, late_write=True)).verdict == "contradiction"
+    return attempt
+
+
+async def examined(provider: Provider, admin: httpx2.AsyncClient, attempt: Claimed, document: Any) -> None:
+    """A person closes what contradicts it, once whatever was sent is quiet."""
+    id = attempt.reservation_id
+    await provider.scene.fetch("update contradictions set created_at = now() - interval '1 hour' where reservation_id = $1", id)
+    assert (await admin.post(f"/v1/reviews/contradictions/{id}", json=document)).status_code == 200
+
+
+async def test_an_event_of_an_effect_that_does_not_stand(
+    provider: Provider, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene
+) -> None:
+    """Undone, and its key freed by a person: a later event of that effect ends no doubt of what was asked for again; one of another does."""
+    first = await contradicted(provider, agent, admin)
+    assert await provider.verdict(event("re_1")) == "contradiction"
+    await examined(provider, admin, first, DID_NOT)
+    second = await provider.doubtful(agent)
+    assert await provider.verdict(event("re_1", id="evt_2", kind="refund.updated")) == "stale"
+    assert (await standing(scene, second.reservation_id))["state"] == "in_doubt"
+    assert await provider.verdict(event("re_2", id="evt_3")) == "settled"
+    assert (await standing(scene, second.reservation_id))["external_reference"] == "re_2"
+
+
+async def test_an_event_of_what_a_person_has_found(
+    provider: Provider, agent: httpx2.AsyncClient, admin: httpx2.AsyncClient, scene: Scene
+) -> None:
+    """A person has named the effect of a late write: its event tells nothing new, and the key stays answered; another effect's does."""
+    first = await contradicted(provider, agent, admin)
+    await examined(provider, admin, first, {**HAPPENED, "external_reference": "re_1"})
+    await provider.verdict(event("re_1"))
+    still_open = "select external_reference from contradictions where {own} and closed_at is null"
+    assert await scene.fetch(still_open) == []
+    await provider.verdict(event("re_2", id="evt_2"))
+    assert [row["external_reference"] for row in await scene.fetch(still_open)] == ["re_2"]
 
 
 async def test_what_is_not_signed(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:

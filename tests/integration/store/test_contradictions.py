@@ -1,18 +1,23 @@
 """What is kept of an effect that a closed reservation denies, and for whom."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 from tests.integration.store.races import Store
+from tests.integration.store.test_resolve import said as resolved
+from tests.integration.store.test_resolve import told
 from tests.integration.store.test_strategies import run_of
-from tests.support.ledger import claim_of, claimed, settled
+from tests.support.ledger import TRIES_MAX, claim_of, claimed, settled, settlement_of
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import contradictions
+from outbox_store import contradictions, tool_contracts
 from outbox_store.claim import ClaimedByClient, claim_by_client
 from outbox_store.connection import Connection
 from outbox_store.contradictions import Examined, Holder
+from outbox_store.doubts import Where
 from outbox_store.reserve import Contradicted, Held, NewReservation, Won, reserve
+from outbox_store.settle import CONTRADICTIONS_MAX, Settled, settle
 
 
 async def contradicted(store: Store, row: NewReservation) -> None:
@@ -99,6 +104,42 @@ async def test_two_that_deny_one_effect(store: Store) -> None:
     holder = await closed(store.api, second)
     assert await closed(store.api, first) == holder
     assert await store.count("receipts") == 1
+
+
+async def test_what_a_key_does_not_reach_takes_no_place(store: Store) -> None:
+    """Whoever may see one tool is told of its contradictions, however many older ones there are of others."""
+    tool = "stripe.customer.create"
+    await tool_contracts.install(store.owner, store.world.organization_id, [(tool, 1, {"tool": tool})])
+    older, newer = store.world.row(), store.world.row(tool=tool)
+    for row in (older, newer):
+        assert await reserve(store.api, [row]) == [Won(id=row.id)]
+        await contradicted(store, row)
+    for reaches, row in ((lambda *_: True, older), (lambda named, _: named == tool, newer)):
+        [listed] = await contradictions.list_(
+            store.api, store.world.organization_id, store.world.environment_id, Where(), reaches=reaches, limit=1
+        )
+        assert listed.reservation_id == row.id
+
+
+async def test_references_that_are_made_up_are_bounded(store: Store) -> None:
+    """A client that names another effect each time, and a provider that does, write a small number of contradictions and entries."""
+    row = store.world.row()
+    assert await reserve(store.api, [row]) == [Won(id=row.id)]
+    attempt = await claimed(store.worker, row)
+    await settled(store.worker, attempt, Outcome.SUCCEEDED)
+    for number in range(CONTRADICTIONS_MAX + 3):
+        proof = settlement_of(attempt, Outcome.SUCCEEDED)
+        assert proof.receipt is not None
+        named = replace(proof, receipt=replace(proof.receipt, id=uuid4(), external_reference=f"re_made_up_{number}"))
+        [result] = await settle(store.worker, [named], tries_max=TRIES_MAX)
+        assert isinstance(result, Settled)
+        assert result.verdict == "contradiction"
+    assert (await told(store.api, resolved(row, reference="re_more", by="webhook"))).verdict == "contradiction"
+    assert await store.count("contradictions") == CONTRADICTIONS_MAX
+    assert [kind for kind, *_ in await store.entries(row.id)].count("contradiction") == CONTRADICTIONS_MAX
+    await contradictions.close(store.api, said(row, happened=False), told_by=None)
+    assert (await told(store.api, resolved(row, reference="re_more", by="webhook"))).verdict == "contradiction"
+    assert await store.count("contradictions", "closed_at is null") == 1
 
 
 async def test_what_was_never_sent_keeps_nothing(store: Store) -> None:

@@ -373,6 +373,25 @@ async def test_a_late_answer_of_before(own_store: Store) -> None:
     await own_store.assert_invariants()
 
 
+@pytest.mark.parametrize("under_way", [True, False])
+async def test_a_lost_success_beside_a_newer_attempt(own_store: Store, under_way: bool) -> None:
+    """Its absence was believed and it is sent anew: the success of the lost attempt is named by what stands for it, no newer attempt."""
+    await lose(own_store)
+    row = await reserved(own_store)
+    await suspected(own_store, row)
+    supposed = (await own_store.reservation(row.id))["last_attempt_id"]
+    assert (await absent(own_store, row)).state is State.RESERVED
+    newer = await claimed(own_store.worker, row)
+    if not under_way:
+        await settled(own_store.worker, newer, Outcome.UNSENT)
+    assert (await settled(own_store.worker, replace(newer, attempt_id=uuid4()), Outcome.SUCCEEDED)).verdict == "settled"
+    assert (await own_store.reservation(row.id))["settled_attempt_id"] == supposed
+    assert await own_store.one("select attempt_id from receipts where reservation_id = $1", row.id) == supposed
+    assert (await own_store.attempt(supposed))["proven_absent"] is False
+    assert (await own_store.attempt(newer.attempt_id))["outcome"] == ("unknown" if under_way else "unsent")
+    await own_store.assert_invariants()
+
+
 async def test_a_witness_that_is_there_is_no_loss(own_store: Store) -> None:
     """A mark's attempt is looked for by its own organization and id; one that is missing is named."""
     row = await reserved(own_store)

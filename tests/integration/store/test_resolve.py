@@ -337,6 +337,26 @@ async def test_a_success_that_waited_for_an_absence(store: Store) -> None:
     assert await store.count("contradictions") == 1
 
 
+@pytest.mark.parametrize("by", ["lookup", "webhook", "person"])
+async def test_what_was_examined_is_no_proof_anew(store: Store, by: Any) -> None:
+    """A person has said of an effect that it does not stand: of what is asked for again only a person can say that it is its effect."""
+    first, early = await in_doubt(store)
+    await told(store.api, said(first, early.attempt_id))
+    assert (await told(store.api, said(first, reference="re_1"))).verdict == "contradiction"
+    await store.owner.execute("update contradictions set closed_at = now() where reservation_id = $1", first.id)
+    second, other = store.world.row(first.operation_key), store.world.row()
+    assert await reserve(store.api, [second, other]) == [Won(id=second.id), Won(id=other.id)]
+    attempts = [await claimed(store.worker, row) for row in (second, other)]
+    for attempt in attempts:
+        await settled(store.worker, attempt, UNKNOWN)
+    verdicts = [
+        (await told(store.api, said(row, attempt.attempt_id, reference="re_1", by=by))).verdict
+        for row, attempt in zip((second, other), attempts, strict=True)
+    ]
+    assert verdicts == ["settled" if by == "person" else "stale", "settled"]
+    assert (await store.reservation(second.id))["state"] == ("succeeded" if by == "person" else "in_doubt")
+
+
 @pytest.mark.parametrize("by", ["answer", "webhook"])
 async def test_a_success_that_waited_for_the_absence_that_frees(store: Store, by: str) -> None:
     """It finds the reservation reserved again, and settles it."""

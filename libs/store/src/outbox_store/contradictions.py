@@ -5,6 +5,7 @@ A closed reservation never changes again, so an effect that stands gets its rece
 operation, succeeded from its first moment, never sent. Source: design section 4, rules of doubt.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -78,6 +79,14 @@ from contradictions where organization_id = $1 and reservation_id = $2 and close
 having count(*) > 0
 """
 
+TOOLS = """
+select distinct r.tool, n.provider
+from contradictions c
+join reservations r on (r.organization_id, r.id) = (c.organization_id, c.reservation_id)
+join connections n on (n.organization_id, n.id) = (r.organization_id, r.connection_id)
+where c.organization_id = $1 and c.environment_id = $2 and c.closed_at is null
+"""
+
 LIST = """
 select r.id as reservation_id, n.name as connection, n.provider, r.tool, r.operation_key, r.state,
   array_agg(c.external_reference order by c.created_at, c.id) as external_references, min(c.created_at) as since
@@ -92,6 +101,7 @@ where c.organization_id = $1 and c.environment_id = $2 and c.closed_at is null
   and ($6::text is null or run.name = $6)
   and ($7::uuid is null or r.id = $7)
   and ($8::uuid is null or r.project_id = $8)
+  and (r.tool, n.provider) in (select * from unnest($10::text[], $11::text[]))
 group by r.organization_id, r.id, n.name, n.provider
 order by since, r.id
 limit $9
@@ -150,11 +160,18 @@ from reservations r join reservations h
 where r.organization_id = $1 and r.id = $2 and h.live
 """
 
+# What the person names is closed with the rest: where that very proof comes later, from an answer or a webhook, it has been examined.
 CLOSE = """
 with closed as (
   update contradictions set closed_at = now()
   where organization_id = $1 and reservation_id = $2 and closed_at is null
   returning external_reference
+), named as (
+  insert into contradictions (organization_id, id, reservation_id, project_id, environment_id, connection_id, tool, scope, operation_key,
+    external_reference, closed_at)
+  select organization_id, gen_random_uuid(), id, project_id, environment_id, connection_id, tool, scope, operation_key, $6::text, now()
+  from reservations where organization_id = $1 and id = $2 and $6::text is not null and exists (select from closed)
+  on conflict do nothing
 )
 insert into ledger_entries (organization_id, environment_id, kind, reservation_id, attempt_id, from_state, to_state, actor_chain,
   run, tool, operation_key, input_digest, declared, trace_id, detail)
@@ -176,16 +193,26 @@ async def open_of(connection: Connection, organization_id: UUID, reservation_id:
 
 
 async def list_(
-    connection: Connection, organization_id: UUID, environment_id: UUID, where: Where, *, limit: int
+    connection: Connection,
+    organization_id: UUID,
+    environment_id: UUID,
+    where: Where,
+    *,
+    reaches: Callable[[str, str], bool],
+    limit: int,
 ) -> list[Contradicted]:
     """Reservations that something contradicts, the oldest first.
 
     Args:
         where: only these; its cause and who looks next are those of doubts, and are not asked.
+        reaches: whether they are asked for of a tool and its provider; what is not takes no place of what is.
         limit: at most so many.
     """
+    found = await connection.fetch(TOOLS, organization_id, environment_id)
+    reached = [(record["tool"], record["provider"]) for record in found if reaches(record["tool"], record["provider"])]
     binds = (where.connection, where.tool, where.guarantee_class, where.run, where.reservation_id, where.project_id)
-    records = await connection.fetch(LIST, organization_id, environment_id, *binds, limit)
+    tools, providers = [tool for tool, _ in reached], [provider for _, provider in reached]
+    records = await connection.fetch(LIST, organization_id, environment_id, *binds, limit, tools, providers)
     return [Contradicted(**{**record, "state": State(record["state"])}) for record in records]
 
 

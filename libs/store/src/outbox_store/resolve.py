@@ -19,6 +19,7 @@ from uuid import UUID
 from outbox_domain.reservation import Confidence, State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
+from outbox_store.settle import CONTRADICTIONS_MAX
 
 ROUNDS_MAX = 20
 """How often a resolution looks again because a newer attempt was not visible to it yet."""
@@ -87,7 +88,8 @@ class Resolved:
 
     Attributes:
         verdict: `settled` (succeeded, or absent proven: state says which way), `noted` (an absence that counts, not yet enough),
-            `too-early` (before `absence_counts_at`: nothing changed), `stale` (the row has moved on: nothing changed),
+            `too-early` (before `absence_counts_at`: nothing changed), `stale` (the row has moved on, or what was seen is an effect
+            that a person has examined for another reservation of the operation: nothing changed),
             `known` (the receipt says so already), `contradiction` (proof against what was settled), `missing`.
         state: where the reservation stands now.
         counts_at: from when an absence counts, for `too-early`.
@@ -120,6 +122,13 @@ with input as (
 ), judged as materialized (
   select l.*,
     case
+      -- A person has said of this very effect that it does not stand: what was freed to be done anew has another.
+      when l.happened and l.said_how in ('lookup', 'webhook') and l.state in ('reserved', 'executing', 'in_doubt') and exists (
+        select from contradictions c join reservations d on (d.organization_id, d.id) = (c.organization_id, c.reservation_id)
+        where c.closed_at is not null and (c.organization_id, c.external_reference) = (l.organization_id, l.receipt_reference)
+          and (d.project_id, d.environment_id, d.connection_id, d.tool, d.scope, d.operation_key, d.occurrence)
+            = (l.project_id, l.environment_id, l.connection_id, l.tool, l.scope, l.operation_key, l.occurrence)
+      ) then 'stale'
       when l.happened and l.state in ('executing', 'in_doubt') then
         case when l.open_attempt_id is null or exists (
           select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.open_attempt_id)
@@ -229,7 +238,8 @@ with input as (
     operation_key, external_reference)
   select j.organization_id, j.receipt_id, j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool, j.scope,
     j.operation_key, j.receipt_reference
-  from judged j where j.verdict = 'contradiction'
+  from judged j where j.verdict = 'contradiction' and $21 > (
+    select count(*) from contradictions c where (c.organization_id, c.reservation_id) = (j.organization_id, j.id) and c.closed_at is null)
   on conflict do nothing
   returning organization_id, reservation_id
 ), entered as (
@@ -281,7 +291,9 @@ async def _resolve(connection: Connection, rows: Sequence[Resolution], tries_max
         ]
         cancel_within = [row.cancel_within_seconds for row in batch]
         again = []
-        for place, record in zip(waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within), strict=True):
+        for place, record in zip(
+            waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within, CONTRADICTIONS_MAX), strict=True
+        ):
             if record["verdict"] == "again":
                 again.append(place)
             else:

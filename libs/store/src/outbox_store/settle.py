@@ -20,6 +20,9 @@ from outbox_domain.reservation import Confidence, Outcome, State
 from outbox_store.batches import Failed, columns, in_halves, json_text
 from outbox_store.connection import Connection
 
+CONTRADICTIONS_MAX = 20
+"""How many open contradictions a reservation has: its key is refused from the first one on, and whoever makes up references can go on."""
+
 ROUNDS_MAX = 20
 """How often a settlement looks again because a newer attempt was not visible to it yet."""
 
@@ -179,7 +182,15 @@ with input as (
       else l.unknown_attempts
     end as next_unknown,
     case when l.late_write or l.late_write_now and l.outcome = 'unknown' then l.late_recover_seconds else l.recover_seconds end
-      as next_recover_seconds
+      as next_recover_seconds,
+    -- An attempt that the ledger has lost is not there to be named; the one that stands for it is.
+    case
+      when exists (select from attempts a where (a.organization_id, a.id) = (l.organization_id, l.attempt_id)) then l.attempt_id
+      else coalesce((
+        select a.id from attempts a where (a.organization_id, a.reservation_id) = (l.organization_id, l.id) and a.supposed
+        order by a.number desc limit 1
+      ), l.last_attempt_id)
+    end as named_attempt_id
   from reported l
 ), changed as (
   update reservations r set
@@ -219,12 +230,7 @@ with input as (
     conflicted = r.conflicted or j.conflict_now,
     refusal_stored = j.next_state = 'failed' and j.stored_now,
     external_reference = j.receipt_reference,
-    -- An attempt that the ledger has lost is not there to be named; the one that stands for it is.
-    settled_attempt_id = case
-      when j.next_state <> 'succeeded' then null
-      when exists (select from attempts a where (a.organization_id, a.id) = (j.organization_id, j.attempt_id)) then j.attempt_id
-      else r.last_attempt_id
-    end,
+    settled_attempt_id = case j.next_state when 'succeeded' then j.named_attempt_id end,
     settled_at = case when j.next_state in ('succeeded', 'failed') then now() end,
     person_asked_at = case
       when j.next_state = 'in_doubt' and j.next_recover_seconds is null then coalesce(r.person_asked_at, now())
@@ -256,8 +262,8 @@ with input as (
 ), stood_in as (
   update attempts a set proven_absent = false
   from judged j
-  where j.verdict = 'settled' and j.state = 'reserved' and j.next_state = 'succeeded' and a.id <> j.attempt_id and a.supposed
-    and (a.organization_id, a.id) = (j.organization_id, j.last_attempt_id)
+  where j.verdict = 'settled' and j.next_state = 'succeeded' and a.supposed and a.proven_absent and a.id <> j.attempt_id
+    and (a.organization_id, a.id) = (j.organization_id, j.named_attempt_id)
 ), noted as (
   update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
     proven_absent = a.proven_absent and not (j.disproves and j.freezes)
@@ -285,8 +291,7 @@ with input as (
   insert into receipts (organization_id, id, reservation_id, attempt_id, environment_id, provider, connection, tool, contract_version,
     external_reference, confidence, evidence, provider_request_id, actor_chain, owner, policy, amount, currency)
   select j.organization_id, j.receipt_id, j.id,
-    (select case when a.id is null then j.last_attempt_id when a.reservation_id = j.id then a.id end
-      from (select) one left join attempts a on (a.organization_id, a.id) = (j.organization_id, j.attempt_id)),
+    (select a.id from attempts a where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.named_attempt_id)),
     j.environment_id, j.provider, n.name, j.tool, j.contract_version,
     j.receipt_reference, j.confidence,
     (select jsonb_agg(e || jsonb_build_object('at', now())) from jsonb_array_elements(j.evidence::jsonb) e), j.provider_request_id, j.actor_chain, j.owner, j.decision, j.amount, j.currency
@@ -324,7 +329,8 @@ with input as (
   -- A late write has no reference: the attempt's id names what nobody knows.
   select j.organization_id, coalesce(j.receipt_id, j.attempt_id), j.id, j.attempt_id, j.project_id, j.environment_id, j.connection_id, j.tool,
     j.scope, j.operation_key, coalesce(j.receipt_reference, 'late-write:' || j.attempt_id)
-  from judged j where j.verdict = 'contradiction'
+  from judged j where j.verdict = 'contradiction' and $29 > (
+    select count(*) from contradictions c where (c.organization_id, c.reservation_id) = (j.organization_id, j.id) and c.closed_at is null)
   on conflict do nothing
   returning organization_id, reservation_id as id
 ), entered as (
@@ -418,6 +424,7 @@ async def _settle(connection: Connection, rows: Sequence[Settlement], tries_max:
             tries_max,
             [rows[place].late_recover_seconds for place in waiting],
             [rows[place].conflict for place in waiting],
+            CONTRADICTIONS_MAX,
         )
         again = []
         for place, record in zip(waiting, records, strict=True):

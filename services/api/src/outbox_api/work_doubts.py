@@ -105,7 +105,12 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
         # They have no cause, and no recovery looks into them.
         denied = (
             await contradictions.list_(
-                connection, key.organization_id, key.environment_id, narrowed(key, where), limit=CONTRADICTIONS_MAX
+                connection,
+                key.organization_id,
+                key.environment_id,
+                narrowed(key, where),
+                reaches=key.reaches,
+                limit=CONTRADICTIONS_MAX,
             )
             if where.cause is None and where.needs != "recovery"
             else []
@@ -130,7 +135,7 @@ async def summarise(pool: Pool, directory: Directory, key: ScopedKey, where: Whe
             }
         )
     episodes = _episodes([count for count in waiting if key.reaches(count.tool, count.provider)])
-    contradicted = [_contradicted(each) for each in denied if key.reaches(each.tool, each.provider)]
+    contradicted = [_contradicted(each) for each in denied]
     return {**_sums(counts), "groups": documents, "episodes": episodes, "contradictions": contradicted}
 
 

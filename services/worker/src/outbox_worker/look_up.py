@@ -158,10 +158,18 @@ async def _conclude(
     worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup, finding: Finding, step: int
 ) -> None:
     if finding.effect is not None:
-        await _resolve(worker, await _found(worker, contract, rule, lookup, finding, finding.effect))
+        resolved = await _resolve(worker, await _found(worker, contract, rule, lookup, finding, finding.effect))
+        if resolved is not None and resolved.verdict == "stale":
+            # A person has said that this effect does not stand. What hides behind it only a person can see.
+            evidence: dict[str, object] = {
+                "by": "lookup",
+                "reason": "an effect that was examined",
+                "references": [finding.effect.external_reference],
+            }
+            await _ask_a_person(worker, contract, lookup, evidence)
     elif finding.says == "several":
         # Two effects of one marker: nobody but a person can say which of them stays.
-        evidence: dict[str, object] = {"by": "lookup", "reason": "several effects", "references": list(finding.references)}
+        evidence = {"by": "lookup", "reason": "several effects", "references": list(finding.references)}
         await _ask_a_person(worker, contract, lookup, evidence)
     elif finding.says == "different":
         evidence = {

@@ -18,7 +18,7 @@ from outbox_domain.reservation import State
 from outbox_runtime.postgres import acquire
 from outbox_store.claim import Claim, Claimed, NotClaimed
 from outbox_store.epochs import Suspicion, suspect
-from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone
+from outbox_store.sweep import Due, Lapse, lapse, leave_to_a_person, postpone, postpone_all
 from outbox_store.withdraw import withdraw
 from outbox_worker import breaker
 from outbox_worker.contracts import UNREADABLE_SECONDS, UNREADABLE_SETTLE_SECONDS, ContractUnreadable
@@ -90,7 +90,11 @@ async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
     changed: list[UUID] = []
     async with acquire(worker.pool) as connection:
         if of_now:
-            changed += await withdraw(connection, of_now, reason="not-sent-in-time", late_only=True, actor_chain=None)
+            rows_now = [(row.organization_id, row.reservation_id) for row in of_now]
+            changed += await withdraw(connection, rows_now, reason="not-sent-in-time", late_only=True, actor_chain=None)
+        if early := [row for row in of_now if row.not_after_seconds > 0]:
+            # Its caller comes for it, or nobody does; looked at again and again in vain, many would take the places of others.
+            await postpone_all(connection, [(row.organization_id, row.reservation_id, row.not_after_seconds) for row in early])
         if of_before:
             changed += await suspect(connection, of_before, lease_seconds=worker.settings.lease_seconds)
         for row, seconds in doubts:
@@ -103,11 +107,11 @@ async def leave_to_clients(worker: Worker, rows: Sequence[Due]) -> None:
         await worker.wakeups.announce(changed)
 
 
-async def _by_epoch(worker: Worker, rows: Sequence[Due]) -> tuple[list[tuple[UUID, UUID]], list[Suspicion]]:
+async def _by_epoch(worker: Worker, rows: Sequence[Due]) -> tuple[list[Due], list[Suspicion]]:
     """What is reserved in the newest epoch that this worker knows, and what an older one has left."""
     instance = worker.epoch.instance
     newest = 0 if instance is None else instance.epoch
-    of_now = [(row.organization_id, row.reservation_id) for row in rows if row.epoch >= newest]
+    of_now = [row for row in rows if row.epoch >= newest]
     of_before = []
     for row in rows:
         if row.epoch >= newest:
