@@ -237,7 +237,7 @@ create table reservations (
 create unique index reservations_live on reservations
   (organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence) where live;
 create index reservations_refused on reservations
-  (organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence) where refusal_stored or generation > 0;
+  (organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence) where refusal_stored;
 create index reservations_listed on reservations (organization_id, environment_id, xid, id);
 create index reservations_reference on reservations (organization_id, environment_id, reference) where reference is not null;
 create index reservations_run on reservations (organization_id, run_id) where run_id is not null;

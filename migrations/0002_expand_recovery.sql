@@ -17,6 +17,11 @@ comment on index contradictions_closed is 'What a person has examined is proof o
 insert into reservation_transitions (from_state, to_state) values ('reserved', 'succeeded');
 alter table reservations add constraint reservation_sent check (state <> 'succeeded' or attempts > 0);
 
+-- What counts the answers that a provider keeps looks for the generation, too, which may be ahead of the last of them.
+drop index reservations_refused;
+create index reservations_refused on reservations
+  (organization_id, project_id, environment_id, connection_id, tool, scope, operation_key, occurrence) where refusal_stored or generation > 0;
+
 create table breakers (
   organization_id uuid not null,
   connection_id uuid not null,
@@ -58,9 +63,14 @@ create table webhook_secrets (
 create index webhook_secrets_connection on webhook_secrets (connection_id);
 comment on table webhook_secrets is 'What a connection''s webhooks are signed with, sealed under the organization''s data key; without a row nothing listens.';
 
-alter table attempts add column marker text;
+alter table attempts
+  add column marker text,
+  add column time_limit_seconds double precision check (time_limit_seconds > 0),
+  add column lease_seconds double precision check (lease_seconds > 0);
 create index attempts_marker on attempts (organization_id, marker) where marker is not null;
-comment on column attempts.marker is 'What was planted for look-ups and webhooks to find; set when the attempt is opened.';
+comment on column attempts.marker is 'What was planted for look-ups and webhooks to find; set before anything is sent.';
+comment on column attempts.time_limit_seconds is 'How long a client''s handler may run; null: no limit, or a worker''s attempt.';
+comment on column attempts.lease_seconds is 'A client''s lease, from one heartbeat to the next; null for a worker''s attempt.';
 
 -- Strategies of recovery: what a contract says of a doubt is pinned on the reservation, so that Postgres itself can hold to it.
 alter table reservations
@@ -111,12 +121,14 @@ begin
 end $$;
 create trigger object_opened after insert on reservations for each row when (new.object_key is not null) execute function object_opened();
 
--- Whoever closes the reservation, and by whatever statement: an attempt that nobody knows of may still arrive until it has settled.
+-- Whoever closes the reservation, and by whatever statement: an attempt that nobody knows of may still arrive until it has settled, and one
+-- of a client may be carried out for as long after its lease as its handler may run.
 create function object_closed() returns trigger language plpgsql set search_path from current as $$
 declare
   quiet timestamptz;
 begin
-  select greatest(new.absence_counts_at, max(a.lease_until) + make_interval(secs => new.quiet_seconds), (
+  select greatest(new.absence_counts_at,
+    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds)), (
       select o.late_until from open_objects o
       where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
     )) into quiet

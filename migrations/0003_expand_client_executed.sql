@@ -1,11 +1,5 @@
 -- Client-executed effects: attempts that the API opens and closes for a caller who carries the effect out itself.
 
-alter table attempts
-  add column time_limit_seconds double precision check (time_limit_seconds > 0),
-  add column lease_seconds double precision check (lease_seconds > 0);
-comment on column attempts.time_limit_seconds is 'How long the client''s handler may run; null: no limit, or a worker''s attempt.';
-comment on column attempts.lease_seconds is 'The client''s lease, from one heartbeat to the next; null for a worker''s attempt.';
-
 -- An inline contract is named by its digest: the same contract is the same version. Its versions have numbers of their own, so that
 -- none ever stands in the way of a contract that is installed later.
 alter table tool_contracts
@@ -110,26 +104,3 @@ begin
 end $$;
 create trigger inline_only before insert on tool_contracts for each row execute function inline_only();
 create trigger inline_only before insert on connections for each row execute function inline_only();
-
--- An attempt of a client may be carried out for as long after its lease as its handler may run.
-create or replace function object_closed() returns trigger language plpgsql set search_path from current as $$
-declare
-  quiet timestamptz;
-begin
-  select greatest(new.absence_counts_at,
-    max(a.lease_until + make_interval(secs => coalesce(greatest(a.time_limit_seconds, a.lease_seconds), 0) + new.quiet_seconds)), (
-      select o.late_until from open_objects o
-      where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id)
-    )) into quiet
-  from attempts a
-  where (a.organization_id, a.reservation_id) = (new.organization_id, new.id)
-    and coalesce(a.outcome, 'unknown') = 'unknown' and not a.proven_absent;
-  if quiet > now() then
-    update open_objects o set quiet_at = quiet
-    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
-  else
-    delete from open_objects o
-    where (o.organization_id, o.connection_id, o.object_key, o.reservation_id) = (new.organization_id, new.connection_id, new.object_key, new.id);
-  end if;
-  return null;
-end $$;

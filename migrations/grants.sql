@@ -28,8 +28,8 @@ grant select (organization_id, reservation_id), delete on sealed_inputs to outbo
 grant update (due_at), delete on open_reservations to outbox_api;
 
 -- The worker: claims, settles, recovers; the only reader of provider credentials and of sealed inputs.
-grant select on organizations, projects, environments, actors, runs, tool_contracts, connections, provider_credentials, epochs,
-  reservation_transitions, reservations, open_reservations, attempts, receipts, sealed_inputs, sealed_results, contradictions,
+grant select on organizations, projects, environments, runs, tool_contracts, connections, provider_credentials, epochs,
+  reservation_transitions, reservations, open_reservations, attempts, sealed_inputs, sealed_results, contradictions,
   schema_migrations to outbox_worker;
 grant insert on attempts, receipts, sealed_results, contradictions, ledger_entries to outbox_worker;
 grant update on reservations, attempts, open_reservations, sealed_results to outbox_worker;

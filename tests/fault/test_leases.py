@@ -224,17 +224,17 @@ async def test_a_ticket_written_after_its_lease_and_absent(traced: Ground) -> No
 
 
 async def held_back(ground: Ground, proxy: holding_proxy.HoldingProxy, text: str) -> NewReservation:
-    """A mail on its way: its connection stands, and the provider's side takes nothing."""
+    """A mail on its way: its first byte has been written, and the provider's side takes nothing."""
     await ground.change(
         "update connections set base_url = $1 where organization_id = $2", proxy.url, ground.scene.organization_id
     )
     before = len(proxy.connections)
     row = await ground.reserve(MAIL, text=text)
 
-    async def connected() -> bool:
+    async def written() -> bool:
         return len(proxy.connections) > before
 
-    await until_so(connected, "a connection through the proxy")
+    await until_so(written, "a request at the proxy")
     return row
 
 
@@ -256,8 +256,6 @@ async def test_bytes_held_back_never_arrive(ground: Ground, text: str, worker: s
     with holding_proxy.serving(ground.sandbox.url) as proxy:
         row = await held_back(ground, proxy, text)
         if worker != "alive":
-            # The attempt has been written of, and its bytes are at the kernel or wait to be.
-            await asyncio.sleep(0.2)
             first.send(signal.SIGSTOP if worker == "stopped" else signal.SIGKILL)
             await second_worker(ground)
             ground.servers.workers[-1].send(signal.SIGCONT)

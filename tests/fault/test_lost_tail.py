@@ -22,6 +22,7 @@ from tests.support.processes import wait_until
 from tests.support.recovery_ground import Ground, Servers, make_ground, serving
 from tests.support.redis import StoppableRedis
 
+from outbox_domain.epoch import Mark
 from outbox_store.reserve import NewReservation
 from outbox_store.resolve import Resolution, Resolved, resolve
 
@@ -34,6 +35,18 @@ CHECK = {"OUTBOX_EPOCH_CHECK_SECONDS": "0.3"}
 def token_of(row: NewReservation) -> str:
     """What stands in the input of a row and nowhere else."""
     return row.operation_key.rpartition(":")[2]
+
+
+def redis_has_seen(url: str, beat: int) -> None:
+    """Wait until Redis remembers a beat: then it knows of everything that was committed before."""
+    client = Redis.from_url(url)
+
+    def seen() -> bool:
+        text = client.get("outbox:mark")
+        mark = Mark.from_text(text) if isinstance(text, bytes) else None
+        return mark is not None and mark.beat >= beat
+
+    wait_until(seen, deadline_seconds=SOON_SECONDS, what="a newer mark in Redis")
 
 
 @dataclass(kw_only=True)
@@ -60,6 +73,10 @@ class Story:
     async def epochs(self) -> list[dict[str, Any]]:
         """All epochs, the newest last."""
         return await self.ground.scene.fetch("select * from epochs order by number")
+
+    async def beat(self) -> int:
+        """How often a worker has looked at the ledger."""
+        return int((await self.ground.scene.fetch("select beat from installation"))[0]["beat"])
 
     async def until_epoch(self, number: int) -> dict[str, Any]:
         """Wait until a worker has declared an epoch."""
@@ -235,8 +252,7 @@ async def test_restored_under_new_workers(
         await asyncio.to_thread(base_backup, stoppable_postgres.embedded, tmp_path / "backup")
         await story.after_the_backup()
         if remembered_by == "redis":
-            # Its newest beat is a look old at most; the story's effects were all made before it.
-            await asyncio.sleep(2 * float(CHECK["OUTBOX_EPOCH_CHECK_SECONDS"]))
+            await asyncio.to_thread(redis_has_seen, redis.embedded.url, await story.beat() + 1)
         stopped(story.ground.servers)
         await asyncio.to_thread(stoppable_postgres.stop)
         await asyncio.to_thread(restore, stoppable_postgres, tmp_path / "backup", new_timeline=False)

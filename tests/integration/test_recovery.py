@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.support.api import until
 from tests.support.invariants import assert_invariants
 from tests.support.ledger import claimed
 from tests.support.outbox_up import PATHS, request
@@ -101,11 +102,12 @@ async def test_look_ups_that_fail_count_for_nothing(ground: Ground) -> None:
     found = await ground.until(row, lambda found: found["lookups"] >= 3)
     assert (found["state"], found["absences"]) == ("in_doubt", 0)
     # The back-off is cut short; whether an absence counts is decided by the time of asking.
-    while (await ground.read(row))["state"] == "in_doubt":
-        await ground.change(
-            "update open_reservations set due_at = least(due_at, now() + interval '0.3 s') where reservation_id = $1", row.id
-        )
-        await asyncio.sleep(0.3)
+    async with asyncio.timeout(60):
+        while (await ground.read(row))["state"] == "in_doubt":
+            await ground.change(
+                "update open_reservations set due_at = least(due_at, now() + interval '0.3 s') where reservation_id = $1", row.id
+            )
+            await asyncio.sleep(0.3)
     found = await ground.until_state(row, "succeeded")
     assert (found["outcomes"], found["absent"]) == (["unknown", "succeeded"], [True, False])
     asked = (await ground.lookups(TICKET))[before:]
@@ -269,12 +271,13 @@ async def test_breaker_holds_tries_and_closes(ground: Ground) -> None:
     elsewhere = await ground.reserve(REFUND)
     await ground.until_state(elsewhere, "succeeded", deadline_seconds=SOON_SECONDS)
     # Two trials fail; each is of one reservation, and the others wait unsent.
-    while True:
+
+    async def twice_more() -> bool:
         found = await opened()
         assert found is not None
-        if found["reopenings"] >= 2:
-            break
-        await asyncio.sleep(0.05)
+        return int(found["reopenings"]) >= 2
+
+    await until(twice_more, deadline_seconds=60.0)
     tried = [row for row in held if (await ground.read(row))["outcomes"]]
     assert len(tried) <= 3, "one trial at a time"
     assert "breaker-opened" in ground.servers.log()
@@ -293,17 +296,16 @@ async def test_breaker_stops_resends(ground: Ground) -> None:
     """While it is open, doubts of class A are sent again by trials alone; nobody is asked, and in the end each has one effect."""
     ground.sandbox.plan(PATHS[ECHO], "drop-before-commit", times=1000)
     rows = [await ground.reserve(ECHO) for _ in range(4)]
-    for _ in range(400):
-        found = await breaker_of(ground)
-        if found is not None:
-            break
-        await asyncio.sleep(0.05)
-    assert found is not None
+    await until(lambda: breaker_of(ground), deadline_seconds=30.0)
 
-    async def sent() -> int:
-        return int((await ground.scene.fetch("select count(*) as attempts from attempts where {own}"))[0]["attempts"])
+    async def sent(which: str = "true") -> int:
+        [row] = await ground.scene.fetch(f"select count(*) as attempts from attempts where {{own}} and {which}")
+        return int(row["attempts"])
 
-    await asyncio.sleep(0.5)  # What was under way when it opened comes to its end.
+    async def quiet() -> bool:
+        return await sent("outcome is null") == 0
+
+    await until(quiet, what="the end of what was under way when it opened")
     before, reopened = await sent(), (await breaker_of(ground) or {})["reopenings"]
     await asyncio.sleep(4.0)
     after, now_reopened = await sent(), (await breaker_of(ground) or {})["reopenings"]

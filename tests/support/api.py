@@ -256,6 +256,16 @@ def problem_of(response: httpx2.Response, status: int, code: str) -> dict[str, A
     return document
 
 
+async def until_waiting(api: "RunningApi", callers: int) -> None:
+    """Wait until so many callers wait at a process for a receipt."""
+
+    async def wait() -> bool:
+        async with httpx2.AsyncClient() as client:
+            return f"outbox_waiters {callers}.0" in (await client.get(f"{api.metrics_url}/metrics")).text
+
+    await until(wait, what=f"{callers} waiting callers")
+
+
 async def until(condition: Callable[[], Any], *, deadline_seconds: float = 10.0, what: str = "the condition") -> Any:
     """Await a coroutine function again and again until it returns something true."""
     async with asyncio.timeout(deadline_seconds):

@@ -56,9 +56,7 @@ class HoldingProxy:
             while not self._stop.is_set():
                 with contextlib.suppress(TimeoutError):
                     caller, _ = self._listening.accept()
-                    passed = Passed()
-                    self.connections.append(passed)
-                    self._start(self._pass, caller, passed)
+                    self._start(self._pass, caller, Passed())
 
     def end(self) -> None:
         """Ends everything."""
@@ -74,6 +72,10 @@ class HoldingProxy:
 
     def _pass(self, caller: socket.socket, passed: Passed) -> None:
         with caller:
+            # Seen and left where it is: from then on the caller's request is on its way.
+            with contextlib.suppress(OSError):
+                caller.recv(1, socket.MSG_PEEK)
+            self.connections.append(passed)
             self.passing.wait()
             if self._stop.is_set():
                 return

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
-import httpx2
 import pytest
 from tests.support import postgres
-from tests.support.api import RunningApi, Scene, executing_all, make_scene, problem_of, refund, start_api, until
+from tests.support.api import RunningApi, Scene, executing_all, make_scene, problem_of, refund, start_api, until, until_waiting
 from tests.support.processes import ChildProcess
 
 
@@ -69,13 +68,7 @@ async def test_a_waiting_caller_is_answered_truly(
     async with api.client(scene.agent_key) as agent:
         short = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "wait=3"}))
         long = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "wait=40"}))
-
-        async def both_wait() -> bool:
-            async with httpx2.AsyncClient() as client:
-                metrics = (await client.get(f"{api.metrics_url}/metrics")).text
-            return "outbox_waiters 2.0" in metrics
-
-        await until(both_wait, what="two waiting callers")
+        await until_waiting(api, 2)
         stoppable_postgres.stop_immediately()
         response = await short
         assert response.status_code == 202, response.text

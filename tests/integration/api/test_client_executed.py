@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest_asyncio
-from tests.support.api import RunningApi, Scene, problem_of, refund
+from tests.support.api import RunningApi, Scene, problem_of, refund, until_waiting
 from tests.support.invariants import assert_invariants
 
 INLINE_A = {"key": "charge:{order}", "class": "A", "owner": "billing", "receipt": "id"}
@@ -159,12 +159,11 @@ async def test_a_late_success_settles_while_another_recovers(agent: httpx2.Async
     assert await scene.count("contradictions") == 0
 
 
-async def test_who_waits_takes_over_when_the_holder_is_gone(agent: httpx2.AsyncClient, scene: Scene) -> None:
+async def test_who_waits_takes_over_when_the_holder_is_gone(api: RunningApi, agent: httpx2.AsyncClient, scene: Scene) -> None:
     """A caller who waits is handed the attempt as soon as its holder's lease is over; no worker is needed."""
     first = await opened(agent, charge())
     waiting = asyncio.create_task(agent.post("/v1/reservations", json=charge(), headers={"Prefer": "wait=30"}))
-    await asyncio.sleep(0.3)
-    assert not waiting.done()
+    await until_waiting(api, 1)
     await lapse_now(scene, first)
     response = await asyncio.wait_for(waiting, 20)
     assert response.status_code == 201, response.text

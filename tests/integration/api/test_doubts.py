@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from tests.support.api import RunningApi, Scene, StandIn, make_scene, problem_of, refund, stand_in, until
+from tests.support.api import RunningApi, Scene, StandIn, make_scene, problem_of, refund, stand_in, until, until_waiting
 from tests.support.invariants import assert_invariants
 
 from outbox_domain.reservation import Outcome, State
@@ -326,12 +326,7 @@ async def test_who_waits_is_told(api: RunningApi, admin: httpx2.AsyncClient, age
     """A caller who waits for a reservation in doubt gets its receipt as soon as a person has answered."""
     id = await doubt(agent, worker, recovery_due=True)
     waiting = asyncio.create_task(agent.post("/v1/tool-calls", json=refund(), headers={"Prefer": "wait=20"}))
-
-    async def waits() -> bool:
-        async with httpx2.AsyncClient() as client:
-            return "outbox_waiters 1.0" in (await client.get(f"{api.metrics_url}/metrics")).text
-
-    await until(waits, what="the caller's waiting")
+    await until_waiting(api, 1)
     await answer(admin, id, HAPPENED)
     told = await asyncio.wait_for(waiting, 5.0)
     assert (told.status_code, told.json()["state"]) == (200, "succeeded")

@@ -98,7 +98,8 @@ async def test_answers_are_as_documented(
     wish = {"environment": "sandbox", "actor": {"kind": "agent", "name": "x"}}
     check(await admin.post("/v1/scoped-keys", json=wish), "/v1/scoped-keys", "post")
     check(await admin.post("/v1/projects", json={"name": "shop"}), "/v1/projects", "post")
-    asked = {**refund("pi_9"), "attempt_id": str(uuid4()), "time_limit_seconds": 5}
+    ticket = {"tool": "sandbox.ticket.create", "input": {"title": "t"}, "reference": "case-9"}
+    asked = {**ticket, "attempt_id": str(uuid4()), "time_limit_seconds": 5}
     held = await agent.post("/v1/reservations", json=asked)
     attempt = {"attempt_id": held.json()["attempt"]["id"]}
     own = f"/v1/reservations/{held.json()['reservation_id']}"
@@ -107,10 +108,15 @@ async def test_answers_are_as_documented(
     check(await agent.post(f"{own}/void", json={}), "/v1/reservations/{reservation_id}/void", "post")
     unknown = await agent.post(f"{own}/settle", json={**attempt, "outcome": "unknown"})
     check(unknown, "/v1/reservations/{reservation_id}/settle", "post")
-    begun = await agent.post(f"{own}/probes", json=attempt)
-    check(begun, "/v1/reservations/{reservation_id}/probes", "post")
+    refused = await agent.post(f"{own}/probes", json=attempt)
+    assert refused.status_code == 409, refused.text
+    check(refused, "/v1/reservations/{reservation_id}/probes", "post")
+    offered = await agent.post("/v1/reservations", json={**asked, "attempt_id": str(uuid4()), "probe": True})
+    assert offered.json()["probe"] is not None, offered.text
+    check(offered, "/v1/reservations", "post")
     for seen in ({"found": False}, {"found": True, "external_reference": "re_9"}):
         begun = await agent.post(f"{own}/probes", json=attempt)
+        check(begun, "/v1/reservations/{reservation_id}/probes", "post")
         answered = await agent.post(f"{own}/probes/{begun.json()['probe_id']}", json=seen)
         assert answered.status_code == 200, answered.text
         check(answered, "/v1/reservations/{reservation_id}/probes/{probe_id}", "post")

@@ -126,13 +126,14 @@ async def test_of_two_hand_overs_one_is_given(store: Store) -> None:
 async def test_a_heartbeat_beside_a_lapse(store: Store) -> None:
     """A lapse that waited for a renewal leaves the attempt open; a lease that is over is not renewed, lapsed already or not."""
     _, attempt = await held(store)
-    await store.owner.execute(
-        "update attempts set lease_until = now() + interval '0.3 seconds' where id = $1", attempt.attempt_id
+    over_at = await store.one(
+        "update attempts set lease_until = now() + interval '0.3 seconds' where id = $1 returning lease_until", attempt.attempt_id
     )
 
     async def renew_and_wait(connection: Connection) -> None:
         assert await renewed(connection, attempt) is not None
-        await asyncio.sleep(0.4)  # The lease as it stood before is over by now.
+        # Until the lease as it stood before is over by Postgres's clock.
+        await store.owner.execute("select pg_sleep(0.01 + greatest(0, extract(epoch from $1 - clock_timestamp())))", over_at)
 
     assert await store.beside(renew_and_wait, lambda connection: lapse(connection, [lapse_of(attempt)])) == []
     await store.let_the_lease_lapse(attempt.attempt_id)

@@ -15,7 +15,7 @@ from outbox_store.sweep import Lapse, lapse
 
 S, SI, SIU, ALL = "SELECT", "SELECT INSERT", "SELECT INSERT UPDATE", "SELECT INSERT UPDATE DELETE"
 GRANTS: dict[str, dict[str, str]] = {
-    "actors": {"outbox_api": SI, "outbox_worker": S},
+    "actors": {"outbox_api": SI},
     "attempts": {"outbox_api": SI, "outbox_worker": SIU},
     "blocked_runs": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT INSERT DELETE"},
     "breakers": {"outbox_api": S, "outbox_worker": SIU},
@@ -36,7 +36,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "probes": {"outbox_api": SI},
     "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
-    "receipts": {"outbox_api": SI, "outbox_worker": SI},
+    "receipts": {"outbox_api": SI, "outbox_worker": "INSERT"},
     "request_keys": {"outbox_api": ALL},
     "reservation_transitions": {"outbox_api": S, "outbox_worker": S},
     "reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE"},
@@ -271,6 +271,7 @@ REFUSED_TO_THE_WORKER = [
     "update contradictions set closed_at = now()",
     "update provider_credentials set sealed = ''",
     "select * from scoped_keys",
+    "select * from receipts",
     "select * from request_keys",
     "select * from tool_calls",
     "select * from members",

@@ -20,7 +20,7 @@ import jsonschema_rs
 
 from outbox_domain import messages
 from outbox_domain.contract import Normaliser, ToolContract
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import OutboxError, refuse
 from outbox_domain.json_text import member_path
 
 INPUT_DEPTH_MAX = 64
@@ -193,10 +193,7 @@ def _shown(value: object) -> str:
 
 
 def _refuse(path: str, expected: str) -> NoReturn:
-    shown = path[:_PATH_CHARACTERS_MAX]
-    raise OutboxError(
-        "invalid-input", f"{shown}: expected {expected}.", message=messages.invalid_input(shown, expected), path=shown
-    )
+    refuse(path[:_PATH_CHARACTERS_MAX], expected)
 
 
 def _fill_defaults(schema: Mapping[str, Any], value: object) -> None:

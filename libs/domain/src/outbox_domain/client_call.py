@@ -7,12 +7,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 from uuid import UUID
 
-from outbox_domain import messages
 from outbox_domain.contract import ToolContract
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import refuse
 from outbox_domain.inline_contract import read_inline
 from outbox_domain.json_text import member_path
 from outbox_domain.reservation import Outcome
@@ -68,11 +67,11 @@ class ClientCall:
             OutboxError: `invalid-input` with the path of the first member that is not as expected.
         """
         if not isinstance(document, dict):
-            _refuse("$", "an object with the members tool, input and attempt_id")
+            refuse("$", "an object with the members tool, input and attempt_id")
         call = ToolCall.read({name: value for name, value in document.items() if name not in CALL_MEMBERS}, headers)
         probe = document.get("probe")
         if probe is not None and not isinstance(probe, bool):
-            _refuse("$.probe", "true or false")
+            refuse("$.probe", "true or false")
         contract = document.get("contract")
         return cls(
             call=call,
@@ -124,15 +123,15 @@ class ClientSettlement:
         members = members_of(document, SETTLEMENT_MEMBERS)
         outcome = members.get("outcome")
         if outcome not in set(Outcome):
-            _refuse("$.outcome", f"one of {', '.join(Outcome)}")
+            refuse("$.outcome", f"one of {', '.join(Outcome)}")
         if outcome != Outcome.SUCCEEDED:
             for name in ("external_reference", "result", "amount"):
                 if members.get(name) is not None:
-                    _refuse(f"$.{name}", "nothing: only what succeeded has one")
+                    refuse(f"$.{name}", "nothing: only what succeeded has one")
         amount, currency = _amount(members.get("amount"))
         stored = members.get("stored")
         if stored is not None and not isinstance(stored, bool):
-            _refuse("$.stored", "true or false")
+            refuse("$.stored", "true or false")
         message = _text(members, "provider_message")
         return cls(
             attempt_id=read_attempt_id(members),
@@ -158,10 +157,10 @@ def members_of(document: object, known: tuple[str, ...]) -> Mapping[str, Any]:
         OutboxError: `invalid-input`.
     """
     if not isinstance(document, dict):
-        _refuse("$", f"an object with some of the members {', '.join(known)}")
+        refuse("$", f"an object with some of the members {', '.join(known)}")
     for name in document:
         if name not in known:
-            _refuse(member_path("$", name), "no such field")
+            refuse(member_path("$", name), "no such field")
     return document
 
 
@@ -177,7 +176,7 @@ def read_attempt_id(members: Mapping[str, object]) -> UUID:
     except ValueError:
         id = None
     if id is None or str(id) != str(value).lower():
-        _refuse("$.attempt_id", "a UUID that the caller made for this attempt")
+        refuse("$.attempt_id", "a UUID that the caller made for this attempt")
     return id
 
 
@@ -191,7 +190,7 @@ def read_reference(members: Mapping[str, object]) -> str | None:
     if reference is not None and (
         not reference.strip() or len(reference.encode()) > REFERENCE_BYTES_MAX or _CONTROL.search(reference)
     ):
-        _refuse("$.external_reference", f"the provider's name of the effect, 1 to {REFERENCE_BYTES_MAX} bytes")
+        refuse("$.external_reference", f"the provider's name of the effect, 1 to {REFERENCE_BYTES_MAX} bytes")
     return reference
 
 
@@ -203,14 +202,14 @@ def read_reason(members: Mapping[str, object]) -> str | None:
     """
     reason = _text(members, "reason")
     if reason is not None and _REASON.fullmatch(reason) is None:
-        _refuse("$.reason", f"a few plain words: letters, digits, spaces and _.:/- up to {REASON_CHARACTERS_MAX}")
+        refuse("$.reason", f"a few plain words: letters, digits, spaces and _.:/- up to {REASON_CHARACTERS_MAX}")
     return reason
 
 
 def _text(members: Mapping[str, object], name: str) -> str | None:
     value = members.get(name)
     if value is not None and not isinstance(value, str):
-        _refuse(f"$.{name}", "text")
+        refuse(f"$.{name}", "text")
     return value
 
 
@@ -222,7 +221,7 @@ def _status(value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 999:
-        _refuse("$.provider_status", "an HTTP status")
+        refuse("$.provider_status", "an HTTP status")
     return value
 
 
@@ -231,7 +230,7 @@ def _amount(value: object) -> tuple[int | None, str | None]:
         return None, None
     expected = "an object with value (whole minor units) and currency (three letters)"
     if not isinstance(value, dict) or set(value) != {"value", "currency"}:
-        _refuse("$.amount", expected)
+        refuse("$.amount", expected)
     units, currency = value["value"], value["currency"]
     if (
         isinstance(units, bool)
@@ -239,7 +238,7 @@ def _amount(value: object) -> tuple[int | None, str | None]:
         or not isinstance(currency, str)
         or not _CURRENCY.fullmatch(currency)
     ):
-        _refuse("$.amount", expected)
+        refuse("$.amount", expected)
     return units, currency.upper()
 
 
@@ -252,16 +251,5 @@ def _time_limit(value: object) -> float | None:
         or not math.isfinite(value)
         or not 0 < value <= TIME_LIMIT_SECONDS_MAX
     ):
-        _refuse("$.time_limit_seconds", f"seconds above 0, at most {TIME_LIMIT_SECONDS_MAX:g}")
+        refuse("$.time_limit_seconds", f"seconds above 0, at most {TIME_LIMIT_SECONDS_MAX:g}")
     return float(value)
-
-
-def invalid(path: str, expected: str) -> OutboxError:
-    """The problem of a member that is not as expected."""
-    return OutboxError(
-        "invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
-    )
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise invalid(path, expected)

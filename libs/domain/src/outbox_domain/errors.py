@@ -6,7 +6,9 @@ HTTP status is decided in `outbox_api.errors` alone. Source: design section 10, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NoReturn
+
+from outbox_domain import messages
 
 RetryAction = Literal["none", "same-request", "wait", "change-input", "ask-human", "never"]
 
@@ -147,3 +149,19 @@ class OutboxError(Exception):
     def code(self) -> str:
         """The stable code of the problem."""
         return self.problem.code
+
+
+def invalid(path: str, expected: str, *, code: str = "invalid-input") -> OutboxError:
+    """The problem of a value that is not as expected.
+
+    Args:
+        path: the JSON path of the value.
+        expected: what it should be; never the value.
+        code: the problem's.
+    """
+    return OutboxError(code, f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)
+
+
+def refuse(path: str, expected: str) -> NoReturn:
+    """Refuse an input for one of its values."""
+    raise invalid(path, expected)

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from outbox_domain import messages
 from outbox_domain.canonical import Purpose, canonical, digest_text, keyed_digest
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import OutboxError, refuse
 from outbox_domain.json_text import member_path
 from outbox_domain.tool_call import CONTROL_CHARACTER
 
@@ -320,7 +320,7 @@ def _operation_key(
             name = _input_name(segment.field)
             path, member = _path(segment.field), _member(value, name)
             if isinstance(member, dict | list):
-                _refuse(path, "a text, number or boolean, because it names the effect")
+                refuse(path, "a text, number or boolean, because it names the effect")
             if _is_personal(name, personal):
                 text = "hmac-sha256-" + _field_digest(digest_key, Purpose.PERSONAL_KEY_FIELD, name, member).hex()
             else:
@@ -329,7 +329,7 @@ def _operation_key(
         segments.append(segment.before + text + segment.after)
     operation_key = ":".join(segments)
     if len(operation_key) > OPERATION_KEY_CHARACTERS_MAX:
-        _refuse(longest[1], f"a shorter value: the operation key may have {OPERATION_KEY_CHARACTERS_MAX} characters")
+        refuse(longest[1], f"a shorter value: the operation key may have {OPERATION_KEY_CHARACTERS_MAX} characters")
     return operation_key
 
 
@@ -342,7 +342,7 @@ def _readable(member: object, path: str) -> str:
     if not isinstance(member, str):
         return canonical(member).decode()
     if CONTROL_CHARACTER.search(member) is not None:
-        _refuse(path, "text without control characters, because it names the effect")
+        refuse(path, "text without control characters, because it names the effect")
     return member.replace("%", "%25").replace(":", "%3A")
 
 
@@ -382,7 +382,3 @@ def _without(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
         elif isinstance(kept.get(first), dict):
             kept[first] = _without(kept[first], (rest,))
     return kept
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError("invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)

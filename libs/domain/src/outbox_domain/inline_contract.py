@@ -8,16 +8,15 @@ defaults written here. Source: design section 4 (a reservation names its executo
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import jmespath
 import jmespath.exceptions
 from pydantic import ValidationError
 
-from outbox_domain import messages
 from outbox_domain.canonical import canonical
 from outbox_domain.contract import TOOL_NAME, ToolContract, format_duration
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import refuse
 from outbox_domain.identity import template_segments
 
 MEMBERS = ("key", "scope", "class", "owner", "receipt", "recovery")
@@ -59,17 +58,17 @@ def read_inline(tool: str, document: object) -> ToolContract:
         OutboxError: `invalid-input` with the path of the member at fault.
     """
     if not isinstance(document, dict):
-        _refuse("$.contract", f"an object with some of the members {', '.join(MEMBERS)}")
+        refuse("$.contract", f"an object with some of the members {', '.join(MEMBERS)}")
     for name in document:
         if name not in MEMBERS:
-            _refuse(f"$.contract.{name[:100]}", "no such field")
+            refuse(f"$.contract.{name[:100]}", "no such field")
     if len(canonical(document)) > BYTES_MAX:
-        _refuse("$.contract", f"at most {BYTES_MAX} bytes")
+        refuse("$.contract", f"at most {BYTES_MAX} bytes")
     if TOOL_NAME.fullmatch(tool) is None or len(tool) > 100:
-        _refuse("$.tool", "provider.noun.verb, in lower case, at most 100 characters")
+        refuse("$.tool", "provider.noun.verb, in lower case, at most 100 characters")
     guarantee_class = document.get("class", "C")
     if guarantee_class not in ("A", "B", "C"):
-        _refuse("$.contract.class", "A, B or C")
+        refuse("$.contract.class", "A, B or C")
     try:
         contract = ToolContract.from_document(
             {
@@ -90,15 +89,13 @@ def read_inline(tool: str, document: object) -> ToolContract:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(step) for step in first["loc"])
-        _refuse("$.contract", f"another value at {place[:200]}")
+        refuse("$.contract", f"another value at {place[:200]}")
     for rule in (contract.resend, contract.lookup):
         spans = () if rule is None else (rule.settle, getattr(rule, "within", None))
         if rule is not None and (rule.times > TIMES_MAX or any(span is not None and span > DURATION_MAX for span in spans)):
-            _refuse("$.contract.recovery", f"durations of at most {DURATION_MAX.days} d and at most {TIMES_MAX} times")
+            refuse("$.contract.recovery", f"durations of at most {DURATION_MAX.days} d and at most {TIMES_MAX} times")
     if contract.lookup is not None and contract.lookup.settle <= timedelta(0):
-        _refuse(
-            "$.contract.recovery.lookup.settle", "a duration above zero: what was sent may take effect later than it was sent"
-        )
+        refuse("$.contract.recovery.lookup.settle", "a duration above zero: what was sent may take effect later than it was sent")
     return contract
 
 
@@ -115,25 +112,25 @@ def content(contract: ToolContract) -> bytes:
 def _owner(document: Mapping[str, Any]) -> str:
     owner = document.get("owner", UNOWNED)
     if not isinstance(owner, str) or OWNER.fullmatch(owner) is None:
-        _refuse("$.contract.owner", "a text of 1 to 200 characters")
+        refuse("$.contract.owner", "a text of 1 to 200 characters")
     return owner
 
 
 def _identity(document: Mapping[str, Any]) -> dict[str, object]:
     key, scope = document.get("key", "input"), document.get("scope", "environment")
     if scope not in ("environment", "run"):
-        _refuse("$.contract.scope", "environment or run")
+        refuse("$.contract.scope", "environment or run")
     if key == "input":
         return {"digest": "input", "scope": scope}
     expected = "a template with at least one field (`refund:{order}:{reference}`), or `input`"
     if not isinstance(key, str) or len(key) > 400:
-        _refuse("$.contract.key", expected)
+        refuse("$.contract.key", expected)
     try:
         fields = [segment.field for segment in template_segments(key) if segment.field is not None]
     except ValueError:
-        _refuse("$.contract.key", expected)
+        refuse("$.contract.key", expected)
     if not fields or len(set(fields)) != len(fields):
-        _refuse("$.contract.key", expected)
+        refuse("$.contract.key", expected)
     return {"key": key, "scope": scope}
 
 
@@ -146,7 +143,7 @@ def _receipt(document: Mapping[str, Any]) -> dict[str, object]:
             raise ValueError
         jmespath.compile(receipt)
     except (ValueError, jmespath.exceptions.JMESPathError):
-        _refuse("$.contract.receipt", "JMESPath of the external reference in the result")
+        refuse("$.contract.receipt", "JMESPath of the external reference in the result")
     return {"external_reference": receipt}
 
 
@@ -154,7 +151,7 @@ def _recovery(ways: object, guarantee_class: str) -> list[str | dict[str, object
     if ways is None:
         return [_hand_over({})] if guarantee_class == "A" else [_probe({})] if guarantee_class == "B" else []
     if not isinstance(ways, list) or len(ways) > 3:
-        _refuse("$.contract.recovery", "a list of at most three ways: resend, lookup, person")
+        refuse("$.contract.recovery", "a list of at most three ways: resend, lookup, person")
     read: list[str | dict[str, object]] = []
     for way in ways:
         match way:
@@ -169,31 +166,27 @@ def _recovery(ways: object, guarantee_class: str) -> list[str | dict[str, object
             case {"lookup": dict(bounds), **others} if not others:
                 read.append(_probe(bounds))
             case _:
-                _refuse("$.contract.recovery", "resend, lookup or person, each once")
+                refuse("$.contract.recovery", "resend, lookup or person, each once")
     names = [way if isinstance(way, str) else next(iter(way)) for way in read]
     if len(set(names)) != len(names):
-        _refuse("$.contract.recovery", "each way once")
+        refuse("$.contract.recovery", "each way once")
     if ("resend" in names) != (guarantee_class == "A"):
-        _refuse("$.contract.recovery", "resend for class A, and for no other")
+        refuse("$.contract.recovery", "resend for class A, and for no other")
     if ("lookup" in names and guarantee_class == "C") or ("lookup" not in names and guarantee_class == "B"):
-        _refuse("$.contract.recovery", "lookup for class B; class C has nothing but a person")
+        refuse("$.contract.recovery", "lookup for class B; class C has nothing but a person")
     return read
 
 
 def _hand_over(bounds: Mapping[str, Any]) -> dict[str, object]:
     for name in bounds:
         if name not in ("within", "times"):
-            _refuse(f"$.contract.recovery.resend.{name[:100]}", "no such field; a hand-over has within and times")
+            refuse(f"$.contract.recovery.resend.{name[:100]}", "no such field; a hand-over has within and times")
     return {"resend": {"within": format_duration(HAND_OVER_WITHIN), **bounds}}
 
 
 def _probe(bounds: Mapping[str, Any]) -> dict[str, object]:
     for name in bounds:
         if name not in ("settle", "times", "on_absent"):
-            _refuse(f"$.contract.recovery.lookup.{name[:100]}", "no such field; a probe has settle, times and on_absent")
+            refuse(f"$.contract.recovery.lookup.{name[:100]}", "no such field; a probe has settle, times and on_absent")
     defaults = {"settle": format_duration(SETTLE), "times": TIMES_DEFAULT, "on_absent": "resend"}
     return {"lookup": {"url": _BY_PROBE, "match": _BY_PROBE, **defaults, **bounds}}
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError("invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)

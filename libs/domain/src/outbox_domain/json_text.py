@@ -26,8 +26,7 @@ from decimal import ROUND_HALF_DOWN, ROUND_HALF_UP, Context
 from itertools import accumulate
 from typing import NoReturn, cast
 
-from outbox_domain import messages
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import invalid
 
 BYTES_MAX = 1 << 20
 """How many bytes a body may have, unless the caller says otherwise."""
@@ -111,7 +110,7 @@ class _Inexact(Exception):
 
 def _refuse(code: str, path: str, expected: str) -> NoReturn:
     shown = path if len(path) <= _PATH_CHARACTERS_MAX else path[:_PATH_CHARACTERS_MAX] + "..."
-    raise OutboxError(code, f"{shown}: expected {expected}.", message=messages.invalid_input(shown, expected), path=shown)
+    raise invalid(shown, expected, code=code)
 
 
 def _complaint(error: json.JSONDecodeError) -> str:

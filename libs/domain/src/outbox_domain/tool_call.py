@@ -3,12 +3,11 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import msgspec
 
-from outbox_domain import messages
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import refuse
 from outbox_domain.json_text import member_path
 
 NAME_CHARACTERS_MAX = 200
@@ -86,18 +85,18 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 or empty, or that differs between body and header.
         """
         if not isinstance(document, dict):
-            _refuse("$", "an object with the members tool and input")
+            refuse("$", "an object with the members tool and input")
         for name in document:
             if name not in cls.__struct_fields__:
-                _refuse(member_path("$", name), "no such field")
+                refuse(member_path("$", name), "no such field")
         tool, input = _name(document, "tool"), document.get("input")
         if tool is None:
-            _refuse("$.tool", "the name of a tool")
+            refuse("$.tool", "the name of a tool")
         if not isinstance(input, dict):
-            _refuse("$.input", "an object")
+            refuse("$.input", "an object")
         context = document.get("context")
         if context is not None and not isinstance(context, dict):
-            _refuse("$.context", "an object")
+            refuse("$.context", "an object")
         return cls(
             tool=tool,
             input=input,
@@ -118,7 +117,7 @@ def _name(document: Mapping[str, object], member: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        _refuse(f"$.{member}", "text")
+        refuse(f"$.{member}", "text")
     return _checked(value, f"$.{member}")
 
 
@@ -129,21 +128,21 @@ def _name_or_header(document: Mapping[str, object], member: str, headers: Mappin
         return in_body
     path = f"$.{member}"
     if _HEADER_TEXT.fullmatch(in_header) is None:
-        _refuse(path, f"printable ASCII in the header {header}; other text goes into the body")
+        refuse(path, f"printable ASCII in the header {header}; other text goes into the body")
     name = _checked(in_header, path)
     if in_body is not None and in_body != name:
-        _refuse(path, f"the same value as in the header {header}")
+        refuse(path, f"the same value as in the header {header}")
     return name
 
 
 def _checked(value: str, path: str) -> str:
     if not 1 <= len(value) <= NAME_CHARACTERS_MAX:
-        _refuse(path, f"1 to {NAME_CHARACTERS_MAX} characters")
+        refuse(path, f"1 to {NAME_CHARACTERS_MAX} characters")
     if CONTROL_CHARACTER.search(value) is not None:
-        _refuse(path, "text without control characters")
+        refuse(path, "text without control characters")
     name = plain_name(value)
     if name is None:
-        _refuse(path, "text without white space around it")
+        refuse(path, "text without white space around it")
     return name
 
 
@@ -152,9 +151,5 @@ def _occurrence(document: Mapping[str, object]) -> int:
     if value is None:
         return 1
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= OCCURRENCE_MAX:
-        _refuse("$.occurrence", f"a whole number from 1 to {OCCURRENCE_MAX}")
+        refuse("$.occurrence", f"a whole number from 1 to {OCCURRENCE_MAX}")
     return value
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError("invalid-input", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Literal, TypeVar, Union
 from urllib.parse import quote
 from uuid import uuid4
@@ -672,9 +673,9 @@ def _looking_first(
     effect, last = first.effect, read_shown(first.document)
     assert want.probe is not None
     path = f"{reservation_path(effect.reservation_id)}/probes"
+    begin = partial(_bare, path, {"attempt_id": effect.attempt_id}, want.headers, patience)
     while True:
-        body = {"attempt_id": effect.attempt_id}
-        begun = yield from ask(lambda body=body: _bare(path, body, want.headers, patience), patience)  # type: ignore[misc]
+        begun = yield from ask(begin, patience)
         if begun.error is not None:
             # The doubt has moved on: another attempt, an end, or somebody else's answer.
             if begun.error.code in MOVED_ON:
@@ -692,7 +693,7 @@ def _looking_first(
         else:
             answer = _looked(performed.value, want.receipt)
             where = f"{path}/{quote(look.text('probe_id'), safe='')}"
-            heard = yield from ask(lambda where=where, answer=answer: _bare(where, answer, want.headers, patience), patience)  # type: ignore[misc]
+            heard = yield from ask(partial(_bare, where, answer, want.headers, patience), patience)
             if heard.error is not None:
                 if heard.error.code in MOVED_ON:
                     return None
@@ -730,7 +731,7 @@ def _told_of(error: BaseException, own: Classify | None) -> dict[str, Any]:
     if own is not None and isinstance(error, Exception):
         try:
             verdict = own(error)
-            classified = Classified(outcome=verdict, reason=type(error).__name__) if isinstance(verdict, str) else verdict  # type: ignore[arg-type]
+            classified = Classified(outcome=verdict, reason=type(error).__name__) if isinstance(verdict, str) else verdict
             if classified is not None and classified.outcome not in ("rejected", "deferred", "unsent", "unknown"):
                 raise ValueError("no such outcome")
         except Exception as raised:

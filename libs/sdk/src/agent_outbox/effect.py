@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, Union
 
-from agent_outbox.classify import Classified
+from agent_outbox.classify import Classified, Outcome
 from agent_outbox.errors import BadHandlerError
 from agent_outbox.receipt import Money
 
@@ -131,7 +131,7 @@ Handler = Callable[[Effect], Any]
 AsyncHandler = Callable[[Effect], Awaitable[Any]]
 Probe = Callable[[Effect], Union[Found, str, None]]
 AsyncProbe = Callable[[Effect], Awaitable[Union[Found, str, None]]]
-Classify = Callable[[BaseException], Union[Classified, str, None]]
+Classify = Callable[[BaseException], Union[Classified, Outcome, None]]
 """What an exception of a handler says: `rejected`, `deferred`, `unsent` or `unknown`; or None to leave it to the lists."""
 
 
@@ -148,7 +148,7 @@ def is_async(function: object) -> bool:
         function = function.func
     if inspect.iscoroutinefunction(function):
         return True
-    return not inspect.isroutine(function) and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(type(function).__call__)
 
 
 def checked_handler(function: object, name: str, *, async_allowed: bool) -> None:

@@ -5,16 +5,16 @@ be on its way any more, and while automatic recovery has something left to try i
 judged, so recovery cannot take a step in between: whoever answers has claimed the recovery first.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Literal
 from uuid import UUID
 
 from outbox_api.answers import Facts
+from outbox_api.bodies import read_flag, read_members, read_reason, read_text, refuse
 from outbox_api.errors import unavailable
 from outbox_api.reserve import Refused
-from outbox_domain import json_text, messages
+from outbox_domain import messages
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.reservation import State
@@ -26,12 +26,9 @@ from outbox_store.doubts import Standing, hold
 from outbox_store.resolve import Resolution, resolve
 
 HAPPENED, DID_NOT_HAPPEN = "happened", "did-not-happen"
-REASON_CHARACTERS_MAX = 500
 EVIDENCE_CHARACTERS_MAX = 2_000
 REFERENCE_BYTES_MAX = 1_000
 """As the table of receipts keeps it."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +55,24 @@ class DoubtAnswer:
 MEMBERS = ("as", "external_reference", "reason", "evidence", "override", "batch_id")
 
 
-def read_answer(document: object, members: tuple[str, ...] = MEMBERS) -> DoubtAnswer:
+def read_answer(body: object, members: tuple[str, ...] = MEMBERS) -> DoubtAnswer:
     """A person's answer from the body of a request.
 
     Args:
-        document: the body.
+        body: as it was parsed.
         members: which it may have.
 
     Raises:
         OutboxError: `invalid-request` with the member at fault.
     """
-    if not isinstance(document, dict):
-        refuse("$", "an object with the members as, reason and evidence")
-    for name in document:
-        if name not in members:
-            refuse(json_text.member_path("$", name), "no such field")
+    document = read_members(body, members, named=("as", "reason", "evidence"))
     happened = read_verdict(document)
     reference = read_text(document, "external_reference", bytes_max=REFERENCE_BYTES_MAX)
     if happened and reference is None:
         refuse("$.external_reference", "the provider's name of what happened, 1 to 1000 bytes")
     if not happened and reference is not None:
         refuse("$.external_reference", "nothing: what did not happen has no reference")
-    reason, evidence = read_text(document, "reason"), read_text(document, "evidence", characters_max=EVIDENCE_CHARACTERS_MAX)
-    if reason is None:
-        refuse("$.reason", f"a sentence of at most {REASON_CHARACTERS_MAX} characters")
+    reason, evidence = read_reason(document), read_text(document, "evidence", characters_max=EVIDENCE_CHARACTERS_MAX)
     if evidence is None:
         refuse("$.evidence", f"what was seen, at most {EVIDENCE_CHARACTERS_MAX} characters")
     return DoubtAnswer(
@@ -224,30 +215,6 @@ def read_verdict(document: dict[str, object]) -> bool:
     return word == HAPPENED
 
 
-def read_text(
-    document: dict[str, object], name: str, *, characters_max: int = REASON_CHARACTERS_MAX, bytes_max: int | None = None
-) -> str | None:
-    """A member that is a text somebody wrote; None where it is left out."""
-    value = document.get(name)
-    if value is None:
-        return None
-    expected = f"1 to {bytes_max} bytes" if bytes_max is not None else f"1 to {characters_max} characters"
-    path = json_text.member_path("$", name)
-    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
-        refuse(path, f"a text of {expected} without control characters")
-    if (len(value.encode()) > bytes_max) if bytes_max is not None else (len(value) > characters_max):
-        refuse(path, expected)
-    return value
-
-
-def read_flag(document: dict[str, object], name: str) -> bool:
-    """A member that is true or false; false where it is left out."""
-    value = document.get(name, False)
-    if not isinstance(value, bool):
-        refuse(json_text.member_path("$", name), "true or false")
-    return value
-
-
 def read_batch_id(document: dict[str, object]) -> UUID | None:
     """The bulk answer that an answer is part of, where its author counts several requests as one."""
     value = document.get("batch_id")
@@ -257,10 +224,3 @@ def read_batch_id(document: dict[str, object]) -> UUID | None:
         return UUID(str(value))
     except ValueError:
         refuse("$.batch_id", "a UUID")
-
-
-def refuse(path: str, expected: str) -> NoReturn:
-    """Refuse a body for one of its members."""
-    raise OutboxError(
-        "invalid-request", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
-    )

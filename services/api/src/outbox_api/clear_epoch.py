@@ -6,8 +6,7 @@ and is answered as any doubt is.
 
 from dataclasses import dataclass
 
-from outbox_api.answer_doubt import REASON_CHARACTERS_MAX, read_text, refuse
-from outbox_domain import json_text
+from outbox_api.bodies import read_members, read_reason, refuse
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import ScopedKey
@@ -31,24 +30,17 @@ class Clearance:
     reason: str
 
 
-def read_clearance(document: object) -> Clearance:
+def read_clearance(body: object) -> Clearance:
     """A clearance from the body of a request.
 
     Raises:
         OutboxError: `invalid-request` with the member at fault.
     """
-    if not isinstance(document, dict):
-        refuse("$", f"an object with the members {' and '.join(MEMBERS)}")
-    for name in document:
-        if name not in MEMBERS:
-            refuse(json_text.member_path("$", name), "no such field")
+    document = read_members(body, MEMBERS)
     number = document.get("epoch")
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         refuse("$.epoch", "the number of the newest epoch")
-    reason = read_text(document, "reason")
-    if reason is None:
-        refuse("$.reason", f"a sentence of at most {REASON_CHARACTERS_MAX} characters")
-    return Clearance(epoch=number, reason=reason)
+    return Clearance(epoch=number, reason=read_reason(document))
 
 
 async def show_epoch(pool: Pool, key: ScopedKey) -> EpochView:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from uuid import UUID
 
-from outbox_api.answer_doubt import DoubtAnswer, reaches, refuse, refused
+from outbox_api.answer_doubt import DoubtAnswer, reaches, refused
+from outbox_api.bodies import refuse
 from outbox_api.directory import Directory
 from outbox_api.errors import unavailable
 from outbox_domain import messages

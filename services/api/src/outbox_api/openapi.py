@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from outbox_api import answer_doubt, clear_epoch, close_contradiction, work_doubts
+from outbox_api import answer_doubt, bodies, clear_epoch, close_contradiction, work_doubts
 from outbox_api.errors import STATUS
 from outbox_api.routes import doubts, lists
 from outbox_api.routes.scoped_keys import MEMBERS as KEY_MEMBERS
@@ -606,7 +606,7 @@ def _schemas() -> Document:
             required=tuple(EpochView.__dataclass_fields__),
         ),
         "EpochClearance": _closed(
-            {"epoch": {"type": "integer", "minimum": 1}, "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX)},
+            {"epoch": {"type": "integer", "minimum": 1}, "reason": _text_of(bodies.REASON_CHARACTERS_MAX)},
             required=clear_epoch.MEMBERS,
         ),
         "Event": {"type": "object", "properties": {"id": _TEXT, "type": _TEXT, "data": _OBJECT}, "required": ["id"]},
@@ -785,7 +785,7 @@ def _doubt_schemas() -> Document:
     }
     batch: Document = {
         "where": _closed(_where(), required=()),
-        "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
+        "reason": _text_of(bodies.REASON_CHARACTERS_MAX),
         "expect": {"type": "integer", "minimum": 0, "maximum": work_doubts.AT_ONCE_MAX},
         "dry_run": {"type": "boolean", "default": False},
     }
@@ -838,7 +838,7 @@ def _doubt_answer_members() -> Document:
         "external_reference": _nullable(
             _text_of(answer_doubt.REFERENCE_BYTES_MAX) | {"description": "The provider's name of it; exactly where it happened."}
         ),
-        "reason": _text_of(answer_doubt.REASON_CHARACTERS_MAX),
+        "reason": _text_of(bodies.REASON_CHARACTERS_MAX),
         "evidence": _text_of(answer_doubt.EVIDENCE_CHARACTERS_MAX) | {"description": "What was seen. Kept for ever: no secrets."},
         "override": {"type": "boolean", "default": False, "description": "Answer although automatic recovery is still due."},
         "batch_id": _nullable(_UUID),

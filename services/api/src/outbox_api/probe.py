@@ -15,9 +15,8 @@ from outbox_api.api import Api, new_id
 from outbox_api.errors import unavailable
 from outbox_api.reserve import Refused
 from outbox_api.settle_client import client_executed
-from outbox_domain.client_call import invalid
 from outbox_domain.contract import LookupRule, ToolContract
-from outbox_domain.errors import OutboxError
+from outbox_domain.errors import OutboxError, invalid
 from outbox_domain.recovery import AFTER_THE_TIME_SECONDS, between_absences_seconds, probe_of
 from outbox_domain.reservation import State
 from outbox_domain.scoped_key import ScopedKey

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
-from outbox_api.answer_doubt import DoubtAnswer, answer_doubt, refuse
+from outbox_api.answer_doubt import DoubtAnswer, answer_doubt
+from outbox_api.bodies import refuse
 from outbox_api.directory import Directory
 from outbox_api.reserve import Refused
 from outbox_domain import messages

@@ -15,7 +15,6 @@ from opentelemetry import trace
 
 from outbox_domain.contract import ToolContract
 from outbox_domain.reservation import Outcome
-from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_providers.driver import build_request, read_answer
 from outbox_providers.wire import Reading, WireRequest
 from outbox_runtime.postgres import NOT_NOW, acquire
@@ -161,29 +160,22 @@ async def _attempt(worker: Worker, attempt: Claimed, contract: ToolContract, *, 
 
 
 async def _outgoing(worker: Worker, attempt: Claimed, contract: ToolContract) -> _Outgoing:
-    keys = await worker.keyring.of(attempt.organization_id)
-    if attempt.sealed_input is None:
-        raise LookupError("the sealed input is gone")
-    stored = keys.open_input(attempt.reservation_id, attempt.sealed_input)
-    secret = keys.secrets.provider_key_secret
-    key = provider_key_of(attempt, secret, attempt.generation) if contract.request.provider_key else None
-    of_attempt = attempt.number if contract.marks_attempts else None
-    planted = marker_of(attempt, secret, of_attempt) if contract.request.marker else None
+    shown = await worker.keyring.shown(attempt, contract, attempt_number=attempt.number)
     wire = build_request(
         contract,
         base_url=attempt.base_url,
         credential=worker.keyring.credential(attempt.organization_id, attempt.connection_id, attempt.sealed_credential),
         fixed_headers=attempt.fixed_headers,
-        bound=stored.input,
-        names=stored.names,
-        provider_key=key,
-        marker=planted,
+        bound=shown.stored.input,
+        names=shown.stored.names,
+        provider_key=shown.provider_key,
+        marker=shown.marker,
     )
-    if planted is not None and contract.webhook is not None:
+    if shown.marker is not None and contract.webhook is not None:
         # The provider's own notice may come before its answer, and must find whose effect it speaks of.
         async with acquire(worker.pool) as connection:
-            await plant(connection, attempt.organization_id, attempt.attempt_id, planted)
-    return _Outgoing(wire=wire, provider_key=key)
+            await plant(connection, attempt.organization_id, attempt.attempt_id, shown.marker)
+    return _Outgoing(wire=wire, provider_key=shown.provider_key)
 
 
 async def _send(worker: Worker, attempt: Claimed, contract: ToolContract, outgoing: _Outgoing, send_by: float) -> Sent:

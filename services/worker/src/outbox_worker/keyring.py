@@ -1,18 +1,32 @@
 """The keys of organizations and the credentials of connections, opened here and kept nowhere but in memory."""
 
+from dataclasses import dataclass
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from outbox_domain.contract import ToolContract
+from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_runtime.postgres import Pool, acquire
 from outbox_runtime.sealing import WrappingKey, open_with
-from outbox_runtime.vault import Vault
+from outbox_runtime.vault import StoredInput, Vault
 from outbox_store import organizations
+from outbox_store.claim import Claimed
+from outbox_store.lookups import Lookup
 
 
 def credential_info(organization_id: UUID, connection_id: UUID) -> bytes:
     """What a sealed credential is bound to, so that it opens for its own connection alone."""
     return f"credential:{organization_id}:{connection_id}".encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a provider is shown of an attempt, the same when it is sent and when it is looked up."""
+
+    stored: StoredInput
+    provider_key: str | None
+    marker: str | None
 
 
 class Keyring:
@@ -46,6 +60,24 @@ class Keyring:
                 provider_key_secret_wrapped=organization.provider_key_secret_wrapped,
             )
         return vault
+
+    async def shown(self, row: Claimed | Lookup, contract: ToolContract, *, attempt_number: int) -> Shown:
+        """What a row's attempt shows its provider, as far as the contract names a place for it.
+
+        Raises:
+            LookupError: the sealed input or the organization is gone.
+            SealBroken: one of them does not open.
+        """
+        vault = await self.of(row.organization_id)
+        if row.sealed_input is None:
+            raise LookupError("the sealed input is gone")
+        secret, request = vault.secrets.provider_key_secret, contract.request
+        of_attempt = attempt_number if contract.marks_attempts else None
+        return Shown(
+            stored=vault.open_input(row.reservation_id, row.sealed_input),
+            provider_key=provider_key_of(row, secret, row.generation) if request.provider_key else None,
+            marker=marker_of(row, secret, of_attempt) if request.marker else None,
+        )
 
     def credential(self, organization_id: UUID, connection_id: UUID, sealed: bytes | None) -> str | None:
         """The credential of a connection; None where it has none.

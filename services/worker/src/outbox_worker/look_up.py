@@ -9,7 +9,7 @@ no trace.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 from opentelemetry import trace
@@ -19,20 +19,19 @@ from outbox_domain.contract import LookupRule, ToolContract
 from outbox_domain.errors import OutboxError
 from outbox_domain.recovery import LOOKUPS_MAX, between_absences_seconds, is_over, look_again_seconds
 from outbox_domain.reservation import State
-from outbox_domain.wire_names import marker_of, provider_key_of
 from outbox_providers.driver import build_lookup, read_lookup
 from outbox_providers.lookup import Finding
 from outbox_providers.reading import Projection
 from outbox_providers.wire import WireRequest
 from outbox_runtime.postgres import acquire
 from outbox_runtime.telemetry import context_of, traceparent_of
-from outbox_runtime.vault import StoredInput
 from outbox_store import lookups
 from outbox_store.batches import Failed
 from outbox_store.claim import TRIES_MAX
 from outbox_store.lookups import Lookup
 from outbox_store.resolve import Resolution, Resolved, resolve
 from outbox_store.sweep import Due, leave_to_a_person
+from outbox_worker.keyring import Shown
 from outbox_worker.transport import Egress
 from outbox_worker.worker import Worker
 
@@ -94,13 +93,13 @@ async def _ask(
     worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup, deadline_seconds: float, traceparent: str | None
 ) -> Finding:
     try:
-        question = await _question(worker, contract, rule, lookup)
+        wire, shown = await _question(worker, contract, rule, lookup)
     except (LookupError, ValueError, OutboxError) as error:
         # The text of an exception may carry what the caller sent.
         log.error("lookup-not-written", reservation_id=str(lookup.reservation_id), error=type(error).__name__)
         return Finding(says="unusable", reason="look-up not written")
     sent = await worker.transport.send(
-        question.wire,
+        wire,
         connection=Egress(base_url=lookup.base_url, allow_private=lookup.allow_private),
         deadline_seconds=deadline_seconds,
         send_by=time.monotonic() + deadline_seconds,
@@ -114,44 +113,27 @@ async def _ask(
         contract,
         rule,
         sent.answer,
-        marker=question.marker,
-        provider_key=question.provider_key,
-        bound=question.stored.input,
-        names=question.stored.names,
+        marker=shown.marker,
+        provider_key=shown.provider_key,
+        bound=shown.stored.input,
+        names=shown.stored.names,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    """A look-up that is ready to leave, and what its answer is compared with."""
-
-    wire: WireRequest
-    marker: str | None
-    provider_key: str | None
-    stored: StoredInput
-
-
-async def _question(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup) -> _Question:
-    keys = await worker.keyring.of(lookup.organization_id)
-    if lookup.sealed_input is None:
-        raise LookupError("the sealed input is gone")
-    stored = keys.open_input(lookup.reservation_id, lookup.sealed_input)
-    secret = keys.secrets.provider_key_secret
-    of_attempt = lookup.attempt_number if contract.marks_attempts else None
-    marker = marker_of(lookup, secret, of_attempt) if contract.request.marker else None
-    provider_key = provider_key_of(lookup, secret, lookup.generation) if contract.request.provider_key else None
+async def _question(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lookup) -> tuple[WireRequest, Shown]:
+    shown = await worker.keyring.shown(lookup, contract, attempt_number=lookup.attempt_number)
     wire = build_lookup(
         contract,
         rule,
         base_url=lookup.base_url,
         credential=worker.keyring.credential(lookup.organization_id, lookup.connection_id, lookup.sealed_credential),
         fixed_headers=lookup.fixed_headers,
-        bound=stored.input,
-        names=stored.names,
-        marker=marker,
-        provider_key=provider_key,
+        bound=shown.stored.input,
+        names=shown.stored.names,
+        marker=shown.marker,
+        provider_key=shown.provider_key,
     )
-    return _Question(wire=wire, marker=marker, provider_key=provider_key, stored=stored)
+    return wire, shown
 
 
 async def _conclude(

@@ -22,13 +22,12 @@ from outbox_domain import json_text, messages
 from outbox_domain.client_call import (
     ClientCall,
     ClientSettlement,
-    invalid,
     members_of,
     read_attempt_id,
     read_reason,
     read_reference,
 )
-from outbox_domain.errors import OutboxError, Retry
+from outbox_domain.errors import OutboxError, Retry, invalid
 from outbox_domain.scoped_key import ScopedKey
 from outbox_runtime.telemetry import context_of, trace_id_of, traceparent_of
 from outbox_store.reservations import ReservationView

@@ -13,19 +13,16 @@ from litestar.handlers import HTTPRouteHandler
 from outbox_api import close_contradiction
 from outbox_api.answer_doubt import (
     EVIDENCE_CHARACTERS_MAX,
-    REASON_CHARACTERS_MAX,
     REFERENCE_BYTES_MAX,
     DoubtAnswer,
     answer_doubt,
     read_answer,
     read_batch_id,
-    read_flag,
-    read_text,
     read_verdict,
-    refuse,
 )
 from outbox_api.answers import Answer, encode
 from outbox_api.api import Api, new_id
+from outbox_api.bodies import read_flag, read_members, read_reason, read_text, refuse
 from outbox_api.exchange import Exchange
 from outbox_api.routes.door import Handle, looked_at, not_found, read_id, respond_with, through
 from outbox_api.routes.lists import read_query
@@ -108,7 +105,7 @@ async def _standing(api: Api, key: ScopedKey, reservation_id: UUID) -> Answer:
 
 
 async def _resolve(api: Api, key: ScopedKey, body: bytes) -> Answer:
-    document = _members(api, body, RESOLVE_MEMBERS)
+    document = read_members(_parsed(api, body), RESOLVE_MEMBERS)
     batch = _batch(document)
     happened, override = read_verdict(document), read_flag(document, "override")
     evidence = read_text(document, "evidence", characters_max=EVIDENCE_CHARACTERS_MAX)
@@ -127,7 +124,7 @@ async def _resolve(api: Api, key: ScopedKey, body: bytes) -> Answer:
 
 
 async def _recheck(api: Api, key: ScopedKey, body: bytes) -> Answer:
-    document = _members(api, body, RECHECK_MEMBERS)
+    document = read_members(_parsed(api, body), RECHECK_MEMBERS)
     rate = document.get("rate_per_second", RATE_DEFAULT)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.01 <= rate <= RATE_MAX:
         refuse("$.rate_per_second", f"a number from 0.01 to {RATE_MAX:g}")
@@ -152,16 +149,6 @@ def _parsed(api: Api, body: bytes) -> object:
     return json_text.parse(body, bytes_max=api.settings.body_bytes_max, depth_max=api.settings.body_depth_max)
 
 
-def _members(api: Api, body: bytes, known: tuple[str, ...]) -> dict[str, object]:
-    document = _parsed(api, body)
-    if not isinstance(document, dict):
-        refuse("$", f"an object with the members {', '.join(known)}")
-    for name in document:
-        if name not in known:
-            refuse(json_text.member_path("$", name), "no such field")
-    return document
-
-
 def _batch(document: dict[str, object]) -> Batch:
     where = document.get("where", {})
     if not isinstance(where, dict):
@@ -169,10 +156,8 @@ def _batch(document: dict[str, object]) -> Batch:
     expect = document.get("expect")
     if isinstance(expect, bool) or not isinstance(expect, int) or not 0 <= expect <= AT_ONCE_MAX:
         refuse("$.expect", f"how many doubts are meant, at most {AT_ONCE_MAX}")
-    reason = read_text(document, "reason")
-    if reason is None:
-        refuse("$.reason", f"a sentence of at most {REASON_CHARACTERS_MAX} characters")
-    return Batch(where=_where(where, "$.where."), expect=expect, reason=reason, dry_run=read_flag(document, "dry_run"))
+    reason, dry_run = read_reason(document), read_flag(document, "dry_run")
+    return Batch(where=_where(where, "$.where."), expect=expect, reason=reason, dry_run=dry_run)
 
 
 def _where(members: Mapping[str, object], path: str) -> Where:

@@ -14,7 +14,7 @@ from litestar.datastructures import MultiDict
 
 from outbox_api.answers import Answer, encode
 from outbox_api.api import Api
-from outbox_domain import messages
+from outbox_domain import errors, messages
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError, Retry
 from outbox_domain.reservation import State
@@ -81,9 +81,7 @@ async def listing(api: Api, *, wait_seconds_max: float = LIST_WAIT_SECONDS_MAX) 
 
 def invalid(name: str, expected: str) -> OutboxError:
     """A parameter is not as it is expected."""
-    return OutboxError(
-        "invalid-request", f"{name}: expected {expected}.", message=messages.invalid_input(name, expected), path=name
-    )
+    return errors.invalid(name, expected, code="invalid-request")
 
 
 def read_query(query: Query, known: Iterable[str]) -> dict[str, str]:

@@ -4,20 +4,20 @@ Operation keys, records and runs never cross a project, so a fresh one is a fres
 name again is the same project.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 from litestar import Request, Response, post
 from litestar.handlers import HTTPRouteHandler
 
 from outbox_api.answers import Answer, encode
 from outbox_api.api import Api, new_id
+from outbox_api.bodies import read_members, read_name, refuse
 from outbox_api.exchange import Exchange
 from outbox_api.routes.door import respond_with, through
 from outbox_domain import json_text, messages
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import ScopedKey
-from outbox_domain.tool_call import NAME_CHARACTERS_MAX, plain_name
 from outbox_runtime.postgres import transaction
 from outbox_store import organizations
 from outbox_store.ledger_entries import NewEntry, append
@@ -48,7 +48,9 @@ async def _create(api: Api, key: ScopedKey, document: object) -> Answer:
             message=messages.out_of_scope("the key is bound to a project"),
             dimension="project",
         )
-    name = _read(document)
+    name = read_name(read_members(document, ("name",)).get("name"), "$.name")
+    if name is None:
+        refuse("$.name", "the project's name")
     async with transaction(api.pool) as tx:
         if await organizations.project(tx, key.organization_id, name) is None:
             project_id = new_id()
@@ -64,23 +66,3 @@ async def _create(api: Api, key: ScopedKey, document: object) -> Answer:
                     ),
                 )
     return Answer(status=201, body=encode({"name": name}), code="created")
-
-
-def _read(document: object) -> str:
-    if not isinstance(document, dict):
-        _refuse("$", "an object with the member name")
-    for member in document:
-        if member != "name":
-            _refuse(json_text.member_path("$", member), "no such field")
-    value = document.get("name")
-    name = plain_name(value) if isinstance(value, str) else None
-    if name is None:
-        expected = f"text of 1 to {NAME_CHARACTERS_MAX} characters without control characters or white space around it"
-        _refuse("$.name", expected)
-    return name
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError(
-        "invalid-request", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
-    )

@@ -16,13 +16,13 @@ from litestar.handlers import HTTPRouteHandler
 
 from outbox_api.answers import Answer, encode
 from outbox_api.api import Api, new_id
+from outbox_api.bodies import read_members, read_name, refuse
 from outbox_api.exchange import Exchange
 from outbox_api.routes.door import respond_with, through
 from outbox_domain import json_text, messages
 from outbox_domain.capability import Capability
 from outbox_domain.errors import OutboxError
 from outbox_domain.scoped_key import KEY_ID_BYTES, SECRET_BYTES, ScopedKey, key_id_text, matches, mint
-from outbox_domain.tool_call import NAME_CHARACTERS_MAX, plain_name
 from outbox_runtime.postgres import acquire, transaction
 from outbox_store import actors, organizations, scoped_keys
 from outbox_store.ledger_entries import NewEntry, append
@@ -131,9 +131,8 @@ async def _create(api: Api, key: ScopedKey, document: object) -> Answer:
     )
 
 
-def _read(document: object) -> _Wish:
-    if not isinstance(document, dict):
-        _refuse("$", "an object with the members environment and actor")
+def _read(body: object) -> _Wish:
+    document = read_members(body, (*MEMBERS, *NOT_ENFORCED), named=("environment", "actor"))
     for name in document:
         if name in NOT_ENFORCED:
             raise OutboxError(
@@ -142,16 +141,14 @@ def _read(document: object) -> _Wish:
                 message=messages.invalid_input(f"$.{name}", "no such field yet, because nothing would keep the key to it"),
                 path=f"$.{name}",
             )
-        if name not in MEMBERS:
-            _refuse(json_text.member_path("$", name), "no such field")
-    environment = _text(document, "environment", "$.environment")
+    environment = read_name(document.get("environment"), "$.environment")
     if environment is None:
-        _refuse("$.environment", "the name of an environment")
+        refuse("$.environment", "the name of an environment")
     return _Wish(
         environment=environment,
         actor_name=_actor(document.get("actor")),
-        project=_text(document, "project", "$.project"),
-        run=_text(document, "run", "$.run"),
+        project=read_name(document.get("project"), "$.project"),
+        run=read_name(document.get("run"), "$.run"),
         providers=_patterns(document.get("providers"), "$.providers", _PROVIDER, "names of providers"),
         tools=_patterns(document.get("tools"), "$.tools", _TOOL_PATTERN, "names of tools, `*` standing for any characters"),
         expires_at=_expiry(document.get("expires_at")),
@@ -160,7 +157,7 @@ def _read(document: object) -> _Wish:
 
 def _actor(value: object) -> str:
     if not isinstance(value, dict) or set(value) != {"kind", "name"}:
-        _refuse("$.actor", "an object with the members kind and name")
+        refuse("$.actor", "an object with the members kind and name")
     if value["kind"] != "agent":
         if value["kind"] in ("member", "subagent"):
             # A key of a member would carry the member's roles, a subagent's would need its parent's: both come with delegation.
@@ -170,20 +167,10 @@ def _actor(value: object) -> str:
                 message=messages.invalid_input("$.actor.kind", "agent"),
                 path="$.actor.kind",
             )
-        _refuse("$.actor.kind", "agent")
-    name = _text(value, "name", "$.actor.name")
+        refuse("$.actor.kind", "agent")
+    name = read_name(value["name"], "$.actor.name")
     if name is None:
-        _refuse("$.actor.name", "the agent's name")
-    return name
-
-
-def _text(document: dict[str, Any], member: str, path: str) -> str | None:
-    value = document.get(member)
-    if value is None:
-        return None
-    name = plain_name(value) if isinstance(value, str) else None
-    if name is None:
-        _refuse(path, f"text of 1 to {NAME_CHARACTERS_MAX} characters without control characters or white space around it")
+        refuse("$.actor.name", "the agent's name")
     return name
 
 
@@ -192,10 +179,10 @@ def _patterns(value: object, path: str, form: re.Pattern[str], what: str) -> tup
         return None
     if not isinstance(value, list) or not 1 <= len(value) <= PATTERNS_MAX:
         # An empty list could be read as "none" or as "any"; it is neither.
-        _refuse(path, f"a list of 1 to {PATTERNS_MAX} {what}")
+        refuse(path, f"a list of 1 to {PATTERNS_MAX} {what}")
     for index, item in enumerate(value):
         if not isinstance(item, str) or form.fullmatch(item) is None:
-            _refuse(f"{path}[{index}]", what)
+            refuse(f"{path}[{index}]", what)
     return tuple(dict.fromkeys(value))
 
 
@@ -204,17 +191,17 @@ def _expiry(value: object) -> datetime | None:
         return None
     expected = "a time in the future, such as 2026-01-31T08:15:00Z"
     if not isinstance(value, str):
-        _refuse("$.expires_at", expected)
+        refuse("$.expires_at", expected)
     try:
         at = datetime.fromisoformat(value)
         if at.tzinfo is None:
-            _refuse("$.expires_at", expected)
+            refuse("$.expires_at", expected)
         at = at.astimezone(UTC)
     except (OverflowError, ValueError):
         # In the last hours of the calendar a time may have no counterpart in UTC.
-        _refuse("$.expires_at", expected)
+        refuse("$.expires_at", expected)
     if at <= datetime.now(UTC):
-        _refuse("$.expires_at", expected)
+        refuse("$.expires_at", expected)
     return at
 
 
@@ -254,11 +241,5 @@ async def _project_id(api: Api, key: ScopedKey, wish: _Wish) -> UUID | None:
     async with acquire(api.pool) as connection:
         project_id = await organizations.project(connection, key.organization_id, wish.project)
     if project_id is None:
-        _refuse("$.project", "the name of a project of this organization")
+        refuse("$.project", "the name of a project of this organization")
     return project_id
-
-
-def _refuse(path: str, expected: str) -> NoReturn:
-    raise OutboxError(
-        "invalid-request", f"{path}: expected {expected}.", message=messages.invalid_input(path, expected), path=path
-    )

@@ -158,11 +158,11 @@ def stored_result(value: JsonValue, wanted: UpsertEffectInput | None, **more: st
     return {"value": value, "effect": {**kept, **more}}
 
 
-def value_of(result: object) -> JsonValue:
+def value_of(result: JsonValue) -> JsonValue:
     """What the handler returned, of a settled result. A result of another form is what a registered contract made of it."""
-    if isinstance(result, Mapping):
-        return result["value"] if "value" in result and "effect" in result else dict(result)
-    return result  # type: ignore[return-value]
+    if isinstance(result, dict) and "value" in result and "effect" in result:
+        result = result["value"]
+    return result
 
 
 def status_of(state: str | None) -> EffectStatus:
@@ -222,7 +222,7 @@ def effect_of(reservation: Reservation, wanted: UpsertEffectInput | None, times_
     )
 
 
-def _result(reservation: Reservation) -> object:
+def _result(reservation: Reservation) -> JsonValue:
     return reservation.document.get("result")
 
 
