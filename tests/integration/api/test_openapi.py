@@ -108,7 +108,7 @@ async def test_answers_are_as_documented(
     check(await agent.post(f"{own}/void", json={}), "/v1/reservations/{reservation_id}/void", "post")
     unknown = await agent.post(f"{own}/settle", json={**attempt, "outcome": "unknown"})
     check(unknown, "/v1/reservations/{reservation_id}/settle", "post")
-    refused = await agent.post(f"{own}/probes", json=attempt)
+    refused = await agent.post(f"{own}/probes", json={"attempt_id": str(uuid4())})
     assert refused.status_code == 409, refused.text
     check(refused, "/v1/reservations/{reservation_id}/probes", "post")
     offered = await agent.post("/v1/reservations", json={**asked, "attempt_id": str(uuid4()), "probe": True})
