@@ -1,11 +1,15 @@
 """Transactions are visible, nothing outside is awaited in one, and jsonb is plain Python."""
 
 import asyncio
+import contextlib
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 import uvloop
+from tests.fault.battery import network
 from tests.support.postgres import Database, StoppablePostgres
 
 from outbox_runtime import postgres
@@ -126,6 +130,30 @@ async def test_what_is_raised_while_postgres_is_away_is_one_of_away(stoppable_po
         stoppable_postgres.start()
         async with transaction(pool) as connection:
             assert await connection.fetchval("select 1") == 1
+
+
+async def test_a_way_that_broke_silently_is_noticed_once(empty_database: Database, tmp_path: Path) -> None:
+    """Every connection of the pool is half-open: one use waits for nothing, the next has a connection that answers."""
+    parts = urlsplit(empty_database.superuser_url)
+    async with network.running(tmp_path) as between:
+        port = await between.link("pool-postgres", "postgres", parts.hostname or "", parts.port or 0)
+        url = empty_database.superuser_url.replace(f":{parts.port}/", f":{port}/")
+        pool = await open_pool(settings(url, OUTBOX_POSTGRES_COMMAND_SECONDS="0.3"), application_name="test")
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(4):
+                await stack.enter_async_context(acquire(pool))
+        await between.strike(["pool-postgres"], "half-open")
+        await between.heal(["pool-postgres"])
+        with pytest.raises(AWAY):
+            await question(pool)
+        assert await question(pool) == 1
+        pool.terminate()
+
+
+async def question(pool: postgres.Pool) -> object:
+    """A use of the pool."""
+    async with acquire(pool) as connection:
+        return await connection.fetchval("select 1")
 
 
 async def test_a_connection_closed_under_its_user_is_postgres_away(empty_database: Database) -> None:

@@ -190,6 +190,11 @@ async def acquire(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -> As
         async with pool.acquire(timeout=acquire_seconds) as connection:
             try:
                 yield connection
+            except TimeoutError:
+                # Nothing came back in time. Where the way to Postgres broke silently, the idle connections are as dead as this
+                # one, and to try them in turn would take as many times so long: what is open now is not used again.
+                await pool.expire_connections()
+                raise
             except asyncpg.InterfaceError as error:
                 # asyncpg has one class for "the connection is closed" and for mistakes of its caller.
                 if _closed(connection):
