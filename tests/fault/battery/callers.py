@@ -71,6 +71,7 @@ def tool_call(tool: str, token: str, *, connection: str, run: str | None, confli
         "sandbox.record.create": {"title": f"Record {token}" + (" again" if conflicting else "")},
         "sandbox.message.send": {"text": f"Message {token}" + (" again" if conflicting else "")},
         "sandbox.label.set": {"name": token, "value": "moved" if conflicting else "paid"},
+        "sandbox.mail.schedule": {"text": f"Mail {token}" + (" again" if conflicting else "")},
         # Of a mail with a reference only the receiver and the sender are its identity.
         "sendgrid.mail.send": {
             "from": "desk@example.com",

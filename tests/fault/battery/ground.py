@@ -42,6 +42,9 @@ from outbox_store import connections, tool_contracts, webhooks_in
 DEADLINE = timedelta(seconds=2)
 SETTLE = timedelta(seconds=4)
 LEASE_SECONDS = 4.0
+CANCEL_DELAY, CANCEL_MARGIN, CANCEL_SETTLE = timedelta(seconds=24), timedelta(seconds=4), timedelta(seconds=26)
+"""Of cancel-first: when what was accepted goes out, long enough after a lapsed lease for the cancellation to come in time."""
+
 QUICK = 2
 """The version of every contract here whose times are short."""
 
@@ -76,7 +79,10 @@ def quick(
     """
     recovery: list[Any] = []
     for rule in contract.recovery:
-        if isinstance(rule, LookupRule):
+        if isinstance(rule, LookupRule) and rule.cancels:
+            times = {"delay": CANCEL_DELAY, "margin": CANCEL_MARGIN, "settle": CANCEL_SETTLE}
+            recovery.append(rule.model_copy(update=times))
+        elif isinstance(rule, LookupRule):
             recovery.append(rule.model_copy(update={"settle": settle}))
         elif isinstance(rule, ResendRule):
             recovery.append(
@@ -92,6 +98,10 @@ def quick(
         else:
             recovery.append(rule)
     request = contract.request.model_copy(update={"deadline": deadline})
+    if contract.marks_attempts:
+        assert request.body is not None
+        body = {**request.body, "send_in_seconds": int(CANCEL_DELAY.total_seconds())}
+        request = request.model_copy(update={"body": body})
     return contract.model_copy(update={"version": QUICK, "recovery": tuple(recovery), "request": request, **changes})
 
 
@@ -316,8 +326,7 @@ async def make_tenant(ground: Ground, provider_of_all: str, *, number: int, **co
     link = "worker-forgetful" if provider_of_all == "forgetful" else "worker-provider"
     base_url = f"http://{HOST}:{ground.network.ports[link]}"
     scene = await make_scene(ground.database, ground.wrapping_key, base_url=base_url)
-    # Not those that cancel: their settle time is longer than a delay that is in the request's own hands, and no scenario uses them.
-    contracts = [quick(one, **contract_changes) for one in shipped() if not one.marks_attempts]
+    contracts = [quick(one, **contract_changes) for one in shipped()]
     vault = await scene.vault()
     names: dict[str, list[str]] = {}
     webhooks: dict[str, Webhook] = {}

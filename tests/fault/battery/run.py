@@ -352,17 +352,17 @@ class Run:
     async def _effects(self) -> dict[str, list[str]]:
         """What the providers have done, by their own count: the references they gave, by token."""
         effects: dict[str, list[str]] = defaultdict(list)
-        labels: set[str] = set()
         for sandbox in self.ground.sandboxes:
-            for effect in await self.control(sandbox, "effects"):
+            made = await self.control(sandbox, "effects")
+            called_off = {effect["fields"]["batch"] for effect in made if effect["resource"] == "mail_cancellation"}
+            labels: set[str] = set()
+            for effect in made:
                 fields = json.dumps(effect["fields"], sort_keys=True)
                 token = TOKEN.search(fields)
-                if token is None:
+                # What was accepted and called off never comes, and to set a label once more to the same is no second effect.
+                if token is None or effect["fields"].get("batch") in called_off or fields in labels:
                     continue
                 if effect["resource"] == "label":
-                    # To set it once more to the same is no second effect.
-                    if fields in labels:
-                        continue
                     labels.add(fields)
                 named_by_caller = effect["resource"] in ("label", "record")
                 effects[token.group()].append(effect["result"]["id"] if named_by_caller else effect["id"])

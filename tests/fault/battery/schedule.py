@@ -10,14 +10,23 @@ from dataclasses import dataclass
 
 REFUND, TICKET, MAIL = "stripe.refund.create", "sandbox.ticket.create", "sendgrid.mail.send"
 RECORD, MESSAGE, LABEL = "sandbox.record.create", "sandbox.message.send", "sandbox.label.set"
-CLASSES = {REFUND: "A", RECORD: "A", MESSAGE: "A", LABEL: "A", TICKET: "B", MAIL: "C"}
-WAYS = {REFUND: "replay", RECORD: "conflict", MESSAGE: "window", LABEL: "natural", TICKET: "look-up", MAIL: "person"}
+SCHEDULED = "sandbox.mail.schedule"
+CLASSES = {REFUND: "A", RECORD: "A", MESSAGE: "A", LABEL: "A", TICKET: "B", SCHEDULED: "B", MAIL: "C"}
+WAYS = {
+    REFUND: "replay",
+    RECORD: "conflict",
+    MESSAGE: "window",
+    LABEL: "natural",
+    TICKET: "look-up",
+    SCHEDULED: "cancel-first",
+    MAIL: "person",
+}
 """How each tool's doubts end."""
 
-TOOL_WEIGHTS = {REFUND: 30, RECORD: 9, MESSAGE: 9, LABEL: 9, TICKET: 30, MAIL: 13}
+TOOL_WEIGHTS = {REFUND: 28, RECORD: 9, MESSAGE: 9, LABEL: 9, TICKET: 24, SCHEDULED: 9, MAIL: 12}
 WAITS_SECONDS = (1, 2, 4, 7)
 PATHS = {REFUND: "/v1/refunds", TICKET: "/v1/tickets", MAIL: "/v3/mail/send"}
-PATHS |= {RECORD: "/v1/records", MESSAGE: "/v1/messages", LABEL: "/v1/labels"}
+PATHS |= {RECORD: "/v1/records", MESSAGE: "/v1/messages", LABEL: "/v1/labels", SCHEDULED: "/v1/mails"}
 
 LINKS: dict[str, tuple[str, ...]] = {
     "caller-api": ("caller-api",),

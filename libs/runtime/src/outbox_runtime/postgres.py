@@ -192,7 +192,7 @@ async def acquire(pool: Pool, *, acquire_seconds: float = ACQUIRE_SECONDS) -> As
                 yield connection
             except TimeoutError:
                 # Nothing came back in time. Where the way to Postgres broke silently, the idle connections are as dead as this
-                # one, and to try them in turn would take as many times so long: whatever is open now is not used again.
+                # one, and to try them in turn would take as many times so long: what is open now is not used again.
                 await pool.expire_connections()
                 raise
             except asyncpg.InterfaceError as error:
