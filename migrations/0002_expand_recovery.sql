@@ -36,6 +36,16 @@ create table breakers (
 );
 comment on table breakers is 'While closed_at is null the connection''s new attempts are held but for one trial at a time.';
 comment on column breakers.closed_at is 'What ended unknown before it is not counted again.';
+
+create table recovery_turns (
+  organization_id uuid not null,
+  connection_id uuid not null,
+  taken_at timestamptz not null default now(),
+  primary key (organization_id, connection_id),
+  foreign key (organization_id, connection_id) references connections
+);
+comment on table recovery_turns is 'When a worker last took up a doubt of a connection whose contract paces them, so that all workers keep the pace together.';
+
 create index attempts_unknown on attempts (organization_id, closed_at) where outcome = 'unknown';
 comment on index attempts_unknown is 'Counted when an attempt ends unknown: so many within a minute open the breaker.';
 

@@ -39,6 +39,9 @@ grant delete on sealed_inputs, sealed_results, open_reservations to outbox_worke
 grant select on breakers to outbox_api;
 grant select, insert, update on breakers to outbox_worker;
 
+-- The pace of a connection's recovery is one for all workers.
+grant select, insert, update on recovery_turns to outbox_worker;
+
 -- Webhooks: the API verifies, acts once on an event, and settles by the statement of look-ups.
 grant select on webhook_secrets to outbox_api;
 grant select, insert on webhooks_in to outbox_api;

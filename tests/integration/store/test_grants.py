@@ -37,6 +37,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
     "receipts": {"outbox_api": SI, "outbox_worker": "INSERT"},
+    "recovery_turns": {"outbox_worker": SIU},
     "request_keys": {"outbox_api": ALL},
     "reservation_transitions": {"outbox_api": S, "outbox_worker": S},
     "reservations": {"outbox_api": SI, "outbox_worker": "SELECT UPDATE"},

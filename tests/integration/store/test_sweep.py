@@ -11,7 +11,7 @@ from outbox_domain.reservation import Outcome, State
 from outbox_store.claim import Claimed, NotClaimed, claim
 from outbox_store.connection import Connection
 from outbox_store.reserve import NewReservation, Won, reserve
-from outbox_store.sweep import Due, Lapse, due, erase_expired, lapse, leave_to_a_person
+from outbox_store.sweep import Due, Lapse, due, erase_expired, lapse, leave_to_a_person, take_turn
 
 
 async def reserved(store: Store, **changes: Any) -> NewReservation:
@@ -223,3 +223,18 @@ async def test_what_is_due_can_be_claimed(store: Store) -> None:
     assert len(handed_out) == 6
     await claim(store.worker, [claim_of(row) for row in rows])
     assert await mine(store) == []
+
+
+async def test_all_workers_keep_one_pace(own_store: Store) -> None:
+    """A turn is taken once within the pace, by whoever comes first, also in the same instant; the other is told when the next is."""
+    of = (own_store.world.organization_id, own_store.world.connection_id)
+    moved = await own_store.beside(
+        lambda holder: take_turn(holder, *of, pace_seconds=60.0), lambda other: take_turn(other, *of, pace_seconds=60.0)
+    )
+    assert moved[0] is False
+    assert 0.0 < moved[1] <= 60.0
+    taken, wait_seconds = await take_turn(own_store.worker, *of, pace_seconds=60.0)
+    assert (taken, 0.0 < wait_seconds <= 60.0) == (False, True)
+    await own_store.owner.execute("update recovery_turns set taken_at = taken_at - interval '60 seconds'")
+    assert await take_turn(own_store.worker, *of, pace_seconds=60.0) == (True, 0.0)
+    assert (await take_turn(own_store.worker, *of, pace_seconds=60.0))[0] is False

@@ -149,6 +149,19 @@ update open_reservations o set due_at = now() + make_interval(secs => h.seconds)
 from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)
 """
 
+# One row a connection: of two workers the second waits for the first and asks again.
+TURN = """
+with taken as (
+  insert into recovery_turns as t (organization_id, connection_id) values ($1, $2)
+  on conflict (organization_id, connection_id) do update set taken_at = now() where t.taken_at <= now() - make_interval(secs => $3)
+  returning true as taken, 0.0::float8 as wait_seconds
+)
+select taken, wait_seconds from taken
+union all
+select false, greatest(extract(epoch from taken_at - now())::float8 + $3, 0.0) from recovery_turns
+where (organization_id, connection_id) = ($1, $2) and not exists (select from taken)
+"""
+
 ERASE = """
 delete from sealed_results where (organization_id, reservation_id, kind) in (
   select organization_id, reservation_id, kind from sealed_results where expires_at <= now() limit $1 for update skip locked)
@@ -240,6 +253,24 @@ async def postpone(connection: Connection, organization_id: UUID, reservation_id
 async def postpone_all(connection: Connection, rows: Sequence[tuple[UUID, UUID, float]]) -> None:
     """The same for many: organization, reservation and seconds of each."""
     await connection.execute(POSTPONE, *(list(column) for column in zip(*rows, strict=True)))
+
+
+async def take_turn(
+    connection: Connection, organization_id: UUID, connection_id: UUID, *, pace_seconds: float
+) -> tuple[bool, float]:
+    """Take up one doubt of a connection, unless any worker has taken one up within its pace.
+
+    Args:
+        pace_seconds: between two doubts of the connection.
+
+    Returns:
+        Whether it is this worker's turn, and otherwise in how many seconds the next one is.
+    """
+    record = await connection.fetchrow(TURN, organization_id, connection_id, pace_seconds)
+    if record is None:
+        # Somebody else's first turn was not visible to this statement yet.
+        return False, pace_seconds
+    return record["taken"], record["wait_seconds"]
 
 
 async def erase_expired(connection: Connection, *, limit: int) -> int:

@@ -21,7 +21,7 @@ from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_store.breakers import count_open, trials
 from outbox_store.claim import Claim
 from outbox_store.doubts import measure
-from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all
+from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all, take_turn
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, leave_to_clients, recover
@@ -41,9 +41,6 @@ SHARE_OF_ONE_CONNECTION = 0.75
 RECOVERIES_PER_SECOND = 10.0
 RECOVERIES_PER_LOOK = 10
 """Recovery of one connection is paced: so many doubts at once, the others one after the other."""
-
-PACE_MOST_SECONDS = 60.0
-"""The slowest pace that a contract may state (its linter says so): what was taken up longer ago holds nobody up."""
 
 TRIAL_SECONDS = 60.0
 """How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
@@ -67,7 +64,6 @@ class Sweep:
         self._kick = asyncio.Event()
         self._turned_away = False
         self._draining = False
-        self._taken_up: dict[tuple[UUID, UUID], float] = {}
         worker.epoch.when_verified(self._kick.set)
 
     @property
@@ -154,8 +150,6 @@ class Sweep:
         """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
         counts: Counter[tuple[UUID, UUID]] = Counter()
         turns: dict[tuple[UUID, UUID], float] = {}
-        clock = asyncio.get_running_loop().time()
-        self._taken_up = {of: at for of, at in self._taken_up.items() if clock - at < PACE_MOST_SECONDS}
         now, later = [], []
         for row in rows:
             if row.state is State.IN_DOUBT and row.reservation_id in self._running:
@@ -163,13 +157,12 @@ class Sweep:
             if row.state is State.IN_DOUBT and row.executor == "gateway" and not row.trial:
                 of = (row.organization_id, row.connection_id)
                 if (pace := await self._pace_of(row)) is not None:
-                    turn = turns.get(of, max(clock, self._taken_up.get(of, clock - pace) + pace))
-                    turns[of] = turn + pace
-                    if turn > clock:
-                        later.append((row.organization_id, row.reservation_id, turn - clock))
-                        continue
-                    self._taken_up[of] = clock
-                    now.append(row)
+                    taken, wait_seconds = (False, turns[of]) if of in turns else await self._turn(row, pace)
+                    turns[of] = wait_seconds + pace
+                    if taken:
+                        now.append(row)
+                    else:
+                        later.append((row.organization_id, row.reservation_id, wait_seconds))
                     continue
                 counts[of] += 1
                 if counts[of] > RECOVERIES_PER_LOOK:
@@ -182,6 +175,10 @@ class Sweep:
                 await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
         return now
+
+    async def _turn(self, row: Due, pace: float) -> tuple[bool, float]:
+        async with acquire(self._worker.pool) as connection:
+            return await take_turn(connection, row.organization_id, row.connection_id, pace_seconds=pace)
 
     async def _pace_of(self, row: Due) -> float | None:
         """Seconds between two doubts of a connection, where the contract of this one says so."""
