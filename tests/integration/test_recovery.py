@@ -230,7 +230,7 @@ async def test_a_person_is_asked_only_when_the_provider_is_reachable(ground: Gro
     await ground.change("update reservations set resends = 5 where id = $1", silent.id)
     # Counted when it is claimed; its next time is set when it has ended.
     await ground.until(
-        silent, lambda found: found["state"] == "succeeded" or found["resends"] > 5 and found["state"] == "in_doubt"
+        silent, lambda found: found["state"] == "succeeded" or (found["resends"] > 5 and found["state"] == "in_doubt")
     )
     await ground.change("update open_reservations set due_at = now() where reservation_id = $1", silent.id)
     found = await ground.until_state(silent, "succeeded")
