@@ -150,6 +150,17 @@ async def test_a_way_that_broke_silently_is_noticed_once(empty_database: Databas
         pool.terminate()
 
 
+async def test_a_long_statement_is_prepared_once(empty_database: Database) -> None:
+    """A statement longer than any of the store's is kept prepared: planning T3 anew each time would take longer than running it."""
+    pool = await open_pool(settings(empty_database.superuser_url, OUTBOX_POSTGRES_POOL_MAX="1"), application_name="test")
+    long = f"select 1 /* {'x' * 100_000} */"
+    async with acquire(pool) as connection:
+        for _ in range(2):
+            await connection.fetch(long)
+        assert await connection.fetchval("select count(*) from pg_prepared_statements where statement = $1", long) == 1
+    pool.terminate()
+
+
 async def question(pool: postgres.Pool) -> object:
     """A use of the pool."""
     async with acquire(pool) as connection:

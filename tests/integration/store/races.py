@@ -139,7 +139,7 @@ class Store:
 
 
 async def _connect(url: str) -> "asyncpg.Connection[asyncpg.Record]":
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(url, max_cacheable_statement_size=0)
     await prepare(connection)
     return connection
 

@@ -132,6 +132,9 @@ async def open_pool(
                 timeout=settings.postgres_connect_seconds,
                 command_timeout=settings.postgres_command_seconds,
                 statement_cache_size=settings.postgres_statement_cache,
+                # asyncpg would prepare a text of more than 15 KiB anew every time, and T3 is longer: to plan it takes longer than
+                # to run it.
+                max_cacheable_statement_size=0,
                 max_inactive_connection_lifetime=300.0,
                 server_settings={"application_name": application_name},
                 init=init,
