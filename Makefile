@@ -44,7 +44,7 @@ model-long: sync ## Search the model with its wide bounds, and drive the store a
 
 fault: sync fault-tests fault-battery ## Run the fault tests, then the fault battery (ARGS are the battery's).
 
-fault-tests: sync ## Run the hand-written fault tests, the bounded battery and its negative controls (as long as `make test`).
+fault-tests: sync ## Run the hand-written fault tests, the bounded battery and its negative controls (about half as long as `make test`).
 	$(PYTEST) tests/fault --held=docs
 
 fault-battery: sync ## Run the battery alone (ARGS="--operations 100000 --seed 7 --evidence docs/evidence/faults.md").

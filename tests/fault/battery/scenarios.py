@@ -5,6 +5,7 @@ that the script is named after it names the property.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -95,6 +96,13 @@ class Script:
             assert time.monotonic() < give_up, f"waited for {what}; it stands so: {row}\n{self.run.ground.log()}"
             await asyncio.sleep(0.02)
 
+    async def until_effects(self, number: int) -> None:
+        """Waits until the provider has so many effects of the key."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while sum(self.token in json.dumps(made["fields"]) for made in await self.run.control(self.provider, "effects")) < number:
+            assert time.monotonic() < give_up, f"waited for {number} effects\n{self.run.ground.log()}"
+            await asyncio.sleep(0.02)
+
     async def reached(self, held: Held) -> None:
         """Waits until the key is at the edge."""
         assert await held.reached(1, deadline_seconds=PATIENCE_SECONDS), f"never reached\n{self.run.ground.log()}"
@@ -139,11 +147,11 @@ async def attempt_check(of: Script) -> None:
     asking = asyncio.create_task(of.ask())
     await of.reached(held)
     await of.until(lambda row: len(row["outcomes"]) == 2 and row["outcomes"][1] is None, "the other worker's attempt")
-    began = time.monotonic()
     await held.release()
     await asking
-    # Whoever sent once more has an answer before the provider has committed what was sent first.
-    await asyncio.sleep(max(0.0, began + SLOW_SECONDS + 0.7 - time.monotonic()))
+    if len((await of.row())["outcomes"]) > 2:
+        # Somebody has sent once more, and what was sent before is on its way to the provider's books.
+        await of.until_effects(2)
 
 
 async def own_attempt(of: Script) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 from tests.integration.store.races import Store
+from tests.support.api import until
 from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
@@ -132,8 +133,8 @@ async def test_a_heartbeat_beside_a_lapse(store: Store) -> None:
 
     async def renew_and_wait(connection: Connection) -> None:
         assert await renewed(connection, attempt) is not None
-        # Until the lease as it stood before is over by Postgres's clock.
-        await store.owner.execute("select pg_sleep(0.01 + greatest(0, extract(epoch from $1 - clock_timestamp())))", over_at)
+        # The lease as it stood before is over by Postgres's clock.
+        await until(lambda: store.one("select clock_timestamp() > $1", over_at))
 
     assert await store.beside(renew_and_wait, lambda connection: lapse(connection, [lapse_of(attempt)])) == []
     await store.let_the_lease_lapse(attempt.attempt_id)

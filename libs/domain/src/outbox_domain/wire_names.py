@@ -1,48 +1,31 @@
 """What the provider is told of an effect's identity: the provider key and the marker, derived from names alone (ADR 0004)."""
 
-from typing import Protocol
+from dataclasses import dataclass
 
 from outbox_domain.identity import Scope, marker, provider_key
 
 
-class Named(Protocol):
-    """A row that carries the names of an effect: a claimed attempt, or a look-up about one."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """The names of an effect, which a claimed attempt, a look-up about one and a lost one carry.
 
-    @property
-    def organization(self) -> str:
-        """The organization's name."""
+    Attributes:
+        organization, project, environment, connection: their names.
+        scope: `environment`, or `run:` and the lineage's id.
+        lineage_name: the caller's name of the lineage's root run.
+        operation_key: the business identity of the effect.
+        occurrence: which intended repetition it is.
+    """
 
-    @property
-    def project(self) -> str:
-        """The project's name."""
-
-    @property
-    def environment(self) -> str:
-        """The environment's name."""
-
-    @property
-    def connection(self) -> str:
-        """The connection's name."""
-
-    @property
-    def tool(self) -> str:
-        """The tool."""
-
-    @property
-    def scope(self) -> str:
-        """`environment`, or `run:` and the lineage's id."""
-
-    @property
-    def lineage_name(self) -> str | None:
-        """The caller's name of the root run."""
-
-    @property
-    def operation_key(self) -> str:
-        """The business identity of the effect."""
-
-    @property
-    def occurrence(self) -> int:
-        """Which intended repetition it is."""
+    organization: str
+    project: str
+    environment: str
+    connection: str
+    tool: str
+    scope: str
+    operation_key: str
+    occurrence: int
+    lineage_name: str | None
 
 
 def provider_key_of(row: Named, secret: bytes, generation: int) -> str:

@@ -440,7 +440,7 @@ def _pause_before_retry(error: OutboxError, number: int, left: float) -> float |
         return None
     if isinstance(error, UnreachableError) or retry.after_seconds is None:
         back_off: float = min(BACK_OFF_SECONDS * 2 ** min(number, 16), BACK_OFF_SECONDS_MAX)
-        pause = max(back_off * random.uniform(0.5, 1.0), retry.after_seconds or 0.0)  # noqa: S311 - spreads load, guards nothing
+        pause = max(back_off * random.SystemRandom().uniform(0.5, 1.0), retry.after_seconds or 0.0)
     else:
         pause = retry.after_seconds
     pause = max(pause, PAUSE_SECONDS_MIN)

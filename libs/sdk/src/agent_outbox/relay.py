@@ -367,4 +367,4 @@ class Relay:
 
 def _back_off(number: int) -> float:
     pause: float = min(BACK_OFF_SECONDS * 2 ** min(max(number - 1, 0), 16), BACK_OFF_SECONDS_MAX)
-    return pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+    return pause * random.SystemRandom().uniform(0.5, 1.0)

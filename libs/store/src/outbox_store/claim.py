@@ -20,6 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
+from outbox_domain.wire_names import Named
 from outbox_store.batches import Failed, columns, in_halves
 from outbox_store.connection import Connection
 from outbox_store.epochs import Instance
@@ -60,12 +61,11 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Claimed:
+class Claimed(Named):
     """An open attempt and all that its request is made of.
 
     Attributes:
-        project, environment, connection, organization: names, from which the provider key is derived.
-        run_name: the caller's name of the run, of the lineage's root in `lineage_name`.
+        run_name: the caller's name of the run.
         sealed_credential: sealed to the worker's public key; None where the connection has none.
         trial: it is the one attempt that an open breaker lets through; what it comes to closes or keeps it.
         possibly_sent: an attempt that a loss has erased may have been sent before, and is not proven absent.
@@ -81,21 +81,12 @@ class Claimed:
     tries: int
     resends: int
     unknown_attempts: int
-    organization: str
-    project: str
-    environment: str
-    connection: str
     connection_id: UUID
-    tool: str
     contract_version: int
-    scope: str
-    operation_key: str
-    occurrence: int
     reference: str | None
     amount: int | None
     currency: str | None
     run_name: str | None
-    lineage_name: str | None
     actor_chain: list[str]
     owner: str
     traceparent: str | None
@@ -111,14 +102,13 @@ class Claimed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClaimedByClient:
+class ClaimedByClient(Named):
     """An open attempt of a caller who carries the effect out itself, and the names that its provider key is derived from.
 
     Attributes:
         resend: an earlier attempt may have had its effect; the provider key is the same.
         actor_id: whose attempt it is.
         lease_until: Postgres's time; `lease_seconds` is how long until then, below zero once it is over.
-        lineage_name: the caller's name of the lineage's root run.
     """
 
     reservation_id: UUID
@@ -132,15 +122,6 @@ class ClaimedByClient:
     lease_until: datetime
     lease_seconds: float
     time_limit_seconds: float | None
-    organization: str
-    project: str
-    environment: str
-    connection: str
-    tool: str
-    scope: str
-    operation_key: str
-    occurrence: int
-    lineage_name: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +129,9 @@ class NotClaimed:
     """Why no attempt was opened.
 
     Attributes:
-        reason: `gone` (another holds it, or it is closed), `not-due` (or an older request
-            for its object may still arrive), `voided` (withdrawn just now), `parked` (a contradiction
-            is examined), `no-resend` (out of doubt nothing may be sent again), `held` (the connection's breaker is open),
+        reason: `gone` (another holds it, or it is closed), `not-due` (or an older request for its object may still arrive), `voided`
+            (withdrawn just now), `parked` (a contradiction is examined), `no-resend` (out of doubt nothing may be sent again), `held`
+            (the connection's breaker is open),
             `unverified` (this Postgres was not compared with the marks yet), `possibly-sent` (before a loss: it has to become a doubt).
     """
 

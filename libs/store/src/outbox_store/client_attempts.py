@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from outbox_domain.reservation import Outcome
+from outbox_domain.wire_names import Named
 from outbox_store.connection import Connection
 from outbox_store.doubts import LOCK
 
@@ -43,7 +44,7 @@ class ClientAttempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lost:
+class Lost(Named):
     """The supposed attempt that stands for what a client may have carried out before a loss, and the names of its effect.
 
     What the lost attempt was given to show the provider was derived from these alone, so it can be derived again (ADR 0004).
@@ -52,15 +53,6 @@ class Lost:
     organization_id: UUID
     attempt_id: UUID
     generation: int
-    organization: str
-    project: str
-    environment: str
-    connection: str
-    tool: str
-    scope: str
-    operation_key: str
-    occurrence: int
-    lineage_name: str | None
 
 
 UNPLANTED = """
@@ -76,25 +68,24 @@ left join runs lineage on (lineage.organization_id, lineage.id) = (r.organizatio
 where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client' and r.state = 'in_doubt' and a.supposed and a.marker is null
 """
 
-FIND = """
+_ATTEMPT = """
 select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, a.id = r.last_attempt_id as newest,
   extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
   extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
 from attempts a join reservations r on (r.organization_id, r.id) = (a.organization_id, a.reservation_id)
-where a.organization_id = $1 and a.reservation_id = $2 and a.id = $3 and r.executor = 'client'
+where (a.organization_id, a.reservation_id) = ($1, $2) and r.executor = 'client'
 """
 
+FIND = _ATTEMPT + "and a.id = $3"
+
 # An attempt of this id that is there, whoever's it is, was not lost.
-STANDS_FOR = """
-select a.id, a.actor_id, a.epoch, a.number, a.outcome, a.closed_by, a.late_outcome, true as newest,
-  extract(epoch from now() - r.possible_send_at)::float8 as sent_seconds_ago,
-  extract(epoch from r.not_after - now())::float8 as not_after_seconds, a.provider_key, a.marker
-from reservations r join attempts a on (a.organization_id, a.id) = (r.organization_id, r.last_attempt_id)
-where (r.organization_id, r.id) = ($1, $2) and r.executor = 'client'
+_OF_WHAT_STANDS_FOR_IT = """and a.id = r.last_attempt_id
   and exists (select from attempts s where (s.organization_id, s.reservation_id) = ($1, $2) and s.supposed)
   and r.state in ('reserved', 'executing', 'in_doubt', 'succeeded') and $4 in (r.actor_id, a.actor_id)
   and not exists (select from attempts k where (k.organization_id, k.id) = ($1, $3))
 """
+
+STANDS_FOR = _ATTEMPT + _OF_WHAT_STANDS_FOR_IT
 
 # The row of the attempt is locked by the update, and asked again after a wait: what has lapsed meanwhile is not renewed.
 RENEW = """

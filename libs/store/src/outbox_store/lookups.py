@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from outbox_domain.wire_names import Named
 from outbox_store.connection import Connection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lookup:
+class Lookup(Named):
     """A look-up that may be sent now, and all that it is made of.
 
     Attributes:
@@ -25,7 +26,6 @@ class Lookup:
         attempt_number, generation: what the marker and the provider key of the attempt are made of.
         doubt_seconds: since the doubt began.
         sealed_credential, sealed_input: as in a claim; the input lives as long as the doubt.
-        lineage_name: the caller's name of the lineage's root run.
     """
 
     organization_id: UUID
@@ -40,16 +40,7 @@ class Lookup:
     attempt_number: int
     generation: int
     doubt_seconds: float
-    organization: str
-    project: str
-    environment: str
-    connection: str
     connection_id: UUID
-    tool: str
-    scope: str
-    operation_key: str
-    occurrence: int
-    lineage_name: str | None
     amount: int | None
     currency: str | None
     traceparent: str | None

@@ -30,7 +30,7 @@ _NOT_WRITTEN: tuple[type[BaseException], ...] = (*AWAY, PostgresError)
 
 async def hold(connection: Connection, organization_id: UUID, reservation_id: UUID, *, resend: bool) -> None:
     """Let what met an open breaker wait; spread, so that what is held does not come back all at once."""
-    seconds = random.uniform(*(HELD_RESEND_SECONDS if resend else HELD_SECONDS))  # noqa: S311 - spreads load, guards nothing
+    seconds = random.SystemRandom().uniform(*(HELD_RESEND_SECONDS if resend else HELD_SECONDS))
     await postpone(connection, organization_id, reservation_id, seconds=seconds)
 
 

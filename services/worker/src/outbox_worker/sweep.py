@@ -225,7 +225,7 @@ class Sweep:
 
     async def _pause(self, stop: asyncio.Event) -> None:
         """Until the next look: some time, spread so that workers do not look all at once, or until a slot is free again."""
-        seconds = self._worker.settings.sweep_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+        seconds = self._worker.settings.sweep_seconds * random.SystemRandom().uniform(0.8, 1.2)
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(self._kick.wait())]
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -339,7 +339,7 @@ def _handler_seconds(merged: MergedOptions) -> float | None:
 
 def _next_pause(pause: float, concurrency: ConcurrencyOptions) -> float:
     longer = min(pause * concurrency.backoff_multiplier, concurrency.max_interval_s)
-    chance = random.uniform(-1, 1)  # noqa: S311 - spreads load, guards nothing
+    chance = random.SystemRandom().uniform(-1, 1)
     return max(PAUSE_SECONDS_MIN, longer * (1 + concurrency.jitter_factor * chance))
 
 
