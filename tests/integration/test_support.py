@@ -1,9 +1,11 @@
 """The servers that tests run on behave as the tests assume."""
 
 import signal
+from pathlib import Path
 
 import asyncpg
 from tests.support.postgres import Database, PostgresServer, StoppablePostgres
+from tests.support.processes import start_command
 from tests.support.redis import StoppableRedis
 
 
@@ -43,3 +45,14 @@ def test_redis_starts_again_on_its_port(stoppable_redis: StoppableRedis) -> None
     stoppable_redis.start()
     assert stoppable_redis.url == before
     assert stoppable_redis.embedded.is_ready()
+
+
+def test_the_log_of_a_process_is_its_own(tmp_path: Path) -> None:
+    """A process is not taken to have said what an earlier one of its name has written to the same file."""
+    first = start_command(["echo", "stopping"], folder=tmp_path, name="worker-1")
+    first.wait()
+    assert first.log() == "stopping\n"
+    second = start_command(["echo", "ready"], folder=tmp_path, name="worker-1")
+    second.wait()
+    assert second.log() == "ready\n"
+    assert second.log_path.read_text() == "stopping\nready\n"

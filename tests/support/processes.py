@@ -41,14 +41,15 @@ class ChildProcess:
 
     Attributes:
         name: for messages.
-        log_path: both outputs.
+        log_path: both outputs, after those of earlier processes of the same name.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], *, name: str, log_path: Path) -> None:
-        """Wraps a process that was just started."""
+    def __init__(self, process: subprocess.Popen[bytes], *, name: str, log_path: Path, log_from: int) -> None:
+        """Wraps a process that was just started, when its log already held `log_from` bytes."""
         self.process = process
         self.name = name
         self.log_path = log_path
+        self._log_from = log_from
 
     @property
     def pid(self) -> int:
@@ -56,8 +57,8 @@ class ChildProcess:
         return self.process.pid
 
     def log(self) -> str:
-        """Everything it has written so far."""
-        return self.log_path.read_text(errors="replace")
+        """Everything it has written so far (and nothing of an earlier process that wrote to the same file)."""
+        return self.log_path.read_bytes()[self._log_from :].decode(errors="replace")
 
     def wait_for(self, condition: Callable[[], T], *, deadline_seconds: float = 30.0) -> T:
         """Polls until `condition` returns something true and returns that.
@@ -135,5 +136,6 @@ def start_command(
     environment = {**(own if inherit else {"PATH": os.environ.get("PATH", os.defpath)}), **(env or {})}
     environment.setdefault("PYTHONUNBUFFERED", "1")
     log_path = folder / f"{name}.log"
+    log_from = log_path.stat().st_size if log_path.exists() else 0
     process = child.start(command, environment=environment, log=log_path, death_signal=signal.SIGKILL, working_folder=folder)
-    return ChildProcess(process, name=name, log_path=log_path)
+    return ChildProcess(process, name=name, log_path=log_path, log_from=log_from)
