@@ -42,7 +42,7 @@ async def test_the_summary_is_printed(api: RunningApi, scene: Scene, agent: http
     assert "stripe.refund.create" in shown
     assert "1 resend in" in shown
     assert "PAGE payments: 1 on stripe wait for a person (answer lost; stripe.refund.create; the oldest" in shown
-    assert "2 in doubt, 1 need a person; at stake 2400 EUR" in shown
+    assert "2 in doubt, 1 need a person; at stake 24.00 EUR" in shown
     summary = json.loads(outbox(api, scene.admin_key, "doubts", "--where", "needs=person", "--json"))
     assert summary["count"] == 1
 
@@ -123,6 +123,7 @@ async def test_one_effect_is_explained(api: RunningApi, scene: Scene, agent: htt
         for word in ("reserved", "attempt 1 begun", "attempt 1 unknown")
     ]
     assert order == sorted(order)
+    assert "by agent:refunds, run thread-1, 12.00 EUR, class A" in lines[order[0]]
     assert "answer lost" in shown
     assert "Only a person can end this doubt now" in shown
     assert "That it did not happen counts in" in shown

@@ -67,6 +67,8 @@ async def test_a_repeated_call_gets_the_same_receipt(agent: httpx2.AsyncClient, 
         first = await agent.post("/v1/tool-calls", json=call)
     again = await agent.post("/v1/tool-calls", json=call)
     other_run = await agent.post("/v1/tool-calls", json={**call, "run": "thread-2"})
+    receipt = first.json()["receipt"]
+    assert [seen["at"] for seen in receipt["evidence"]] == [receipt["settled_at"]], "one moment, written in one way"
     assert [first.status_code, again.status_code, other_run.status_code] == [200, 200, 200]
     for replayed, same_run in ((again, True), (other_run, False)):
         document = replayed.json()

@@ -1,9 +1,8 @@
-"""Times, durations and money as people read them on a terminal."""
+"""Times and durations as people read them on a terminal."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Any
 
 
 def read(text: str) -> datetime:
@@ -30,11 +29,6 @@ def until(text: str) -> str:
     """When a time will be: `in 12 s`, or `now` where it has come."""
     seconds = _from_now(text)
     return f"in {duration(seconds)}" if seconds > 0 else "now"
-
-
-def money(amount: dict[str, Any]) -> str:
-    """An amount as the server has it: minor units and a currency."""
-    return f"{amount['value']} {amount['currency']} (minor units)"
 
 
 def _from_now(text: str) -> float:

@@ -7,6 +7,7 @@ Source: `interfaces.md` sections 1 and 2. The texts themselves are in `outbox_do
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -168,7 +169,7 @@ def receipt_document(receipt: ReceiptView) -> dict[str, object]:
         "contract_version": receipt.contract_version,
         "external_reference": receipt.external_reference,
         "confidence": receipt.confidence,
-        "evidence": receipt.evidence,
+        "evidence": [entry | {"at": datetime.fromisoformat(str(entry["at"]))} for entry in receipt.evidence],
         "provider_request_id": receipt.provider_request_id,
         "actor_chain": receipt.actor_chain,
         "owner": receipt.owner,

@@ -14,10 +14,11 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from agent_outbox import money
 from agent_outbox.command_line import EXIT_REFUSED
 from agent_outbox.server import Refused, Server, with_server
 from agent_outbox.tables import show
-from agent_outbox.times import ago, money, until
+from agent_outbox.times import ago, until
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -309,4 +310,4 @@ def _at(at: str | None) -> str:
 
 
 def _amounts(amounts: list[dict[str, Any]]) -> str:
-    return ", ".join(money(amount) for amount in amounts)
+    return ", ".join(money.format(amount["value"], amount["currency"]) for amount in amounts)

@@ -12,6 +12,7 @@ import rich_click as click
 from rich.console import Console
 from rich.text import Text
 
+from agent_outbox import money
 from agent_outbox.server import Server, with_server
 from agent_outbox.times import duration, read, until
 
@@ -69,7 +70,7 @@ def moments(reservation: dict[str, Any]) -> Iterator[Moment]:
         _said(
             f"by {' > '.join(reservation['actor_chain'])}",
             reservation.get("run") and f"run {reservation['run']['name']}",
-            amount and f"{amount['value']} {amount['currency']}",
+            amount and money.format(amount["value"], amount["currency"]),
             f"class {reservation['guarantee_class']}",
         ),
     )
@@ -127,7 +128,7 @@ def _ahead(reservation: dict[str, Any]) -> Iterator[str]:
     # A gateway before contradictions could be closed tells nothing of them.
     contradiction = reservation.get("contradiction")
     if contradiction is not None:
-        yield f"Contradicted by {', '.join(contradiction['external_references'])}; its operation key is refused."
+        yield f"Contradicted by {', '.join(contradiction['external_references'])}; nothing new is reserved of its operation key."
         yield f"Only a person can say what is true: outbox doubts examine {reservation['reservation_id']}"
     doubt = reservation.get("doubt")
     if doubt is None:
@@ -142,4 +143,5 @@ def _ahead(reservation: dict[str, Any]) -> Iterator[str]:
 
 
 def _said(*parts: Any) -> str:
-    return ", ".join(str(part) for part in parts if part)
+    """The parts that there are, each once: what says how something was seen often repeats it as its reason."""
+    return ", ".join(dict.fromkeys(str(part) for part in parts if part))

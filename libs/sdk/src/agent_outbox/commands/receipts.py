@@ -9,6 +9,7 @@ from typing import Any
 import rich_click as click
 from rich.table import Table
 
+from agent_outbox import money
 from agent_outbox.server import Server, with_server
 from agent_outbox.tables import show
 
@@ -51,7 +52,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
             receipt["id"],
             receipt["tool"],
             receipt["external_reference"],
-            f"{amount['value']} {amount['currency']}" if amount else "",
+            money.format(amount["value"], amount["currency"]) if amount else "",
             receipt["confidence"],
             " > ".join(receipt["actor_chain"]),
         )
