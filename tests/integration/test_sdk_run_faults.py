@@ -30,7 +30,7 @@ from tests.support.scripted_gateway import (
 from tests.support.sdk_clients import KINDS, Client
 
 from agent_outbox import Done, Effect, InDoubt, Outbox, Refused, ToolCall, Waiting, errors
-from agent_outbox import carry as carries
+from agent_outbox import delivery as deliveries
 from agent_outbox.spool import Spool, folder_of
 
 CALL = ToolCall(tool="stripe.refund.create", input={"payment_intent": "pi_1", "amount": 1200})
@@ -287,7 +287,7 @@ def test_a_settlement_that_cannot_be_delivered_is_kept_and_delivered(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway is silent: the caller is told that it has no end yet, the settlement is on disk, and is delivered in the background."""
-    monkeypatch.setattr(carries, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(deliveries, "SETTLE_SECONDS", 1.0)
     ground, handler, silent = Ground(), Handler(), threading.Event()
     silent.set()
 

@@ -25,13 +25,12 @@ from agent_outbox.carry import (
     carrying,
     heartbeating,
     reserving_alone,
-    settle_body,
-    settling,
     voiding,
 )
 from agent_outbox.conversation import (
     Call,
     Conversation,
+    Headers,
     Heard,
     calling,
     looking,
@@ -40,6 +39,7 @@ from agent_outbox.conversation import (
     resolving,
 )
 from agent_outbox.decorated import AsyncEffectFunction, EffectFunction
+from agent_outbox.delivery import telling
 from agent_outbox.effect import (
     AsyncHandler,
     AsyncProbe,
@@ -74,6 +74,7 @@ from agent_outbox.settings import (
     checked_url,
     seconds_of,
 )
+from agent_outbox.settlement import settle_body
 from agent_outbox.spool import folder_of, spool_at
 from agent_outbox.tool_call import ToolCall
 from agent_outbox.traces import trace_headers
@@ -115,7 +116,7 @@ class _Client:
         """The client's settings, without its key."""
         return f"{type(self).__name__}({self._settings!r})"
 
-    def _headers(self) -> tuple[tuple[str, str], ...]:
+    def _headers(self) -> Headers:
         return (*self._authorization, *trace_headers().items())
 
     def _body(self, call: ToolCall | None, fields: dict[str, Any]) -> tuple[str, bytes]:
@@ -206,21 +207,6 @@ class _Client:
             wait=settings.wait,
             deadline=settings.deadline_seconds,
             attempt_id=attempt_id,
-        )
-
-    def _holding(self, effect: Effect) -> Want:
-        """What is said of an effect that was reserved for the caller to carry out."""
-        return Want(
-            tool=effect.tool,
-            document={},
-            headers=self._headers(),
-            handler=None,
-            probe=None,
-            time_limit=effect.time_limit,
-            receipt=None,
-            classify=None,
-            wait=0.0,
-            deadline=None,
         )
 
     def _resolving(
@@ -677,7 +663,7 @@ class Outbox(_Client):
             stored=stored,
         )
         try:
-            return self._transport.hold(settling(self._holding(effect), effect, body, self._spool, lease_clock))
+            return self._transport.hold(telling(effect, body, self._headers(), self._spool, lease_clock))
         finally:
             self._deliverer.kick()
 
@@ -694,7 +680,7 @@ class Outbox(_Client):
         Raises:
             OutboxError: it is not this caller's any more, or the gateway did not answer.
         """
-        return self._transport.hold(voiding(self._holding(effect), effect, reason, lease_clock))
+        return self._transport.hold(voiding(effect, reason, self._headers(), lease_clock))
 
     def resolve(
         self,
@@ -1272,7 +1258,7 @@ class AsyncOutbox(_Client):
             stored=stored,
         )
         try:
-            return await self._transport.hold(settling(self._holding(effect), effect, body, self._spool, lease_clock))
+            return await self._transport.hold(telling(effect, body, self._headers(), self._spool, lease_clock))
         finally:
             self._deliverer.kick()
 
@@ -1289,7 +1275,7 @@ class AsyncOutbox(_Client):
         Raises:
             OutboxError: it is not this caller's any more, or the gateway did not answer.
         """
-        return await self._transport.hold(voiding(self._holding(effect), effect, reason, lease_clock))
+        return await self._transport.hold(voiding(effect, reason, self._headers(), lease_clock))
 
     async def resolve(
         self,

@@ -18,13 +18,12 @@ from dataclasses import replace
 from agent_outbox.carry import (
     Perform,
     Performed,
-    delivering_waiting,
     heartbeating,
-    settle_path,
     settlement,
     telling_unknown,
 )
-from agent_outbox.conversation import BACK_OFF_SECONDS
+from agent_outbox.conversation import BACK_OFF_SECONDS, Headers
+from agent_outbox.delivery import delivering_waiting, settle_path
 from agent_outbox.effect import Effect, is_async, lease_clock
 from agent_outbox.errors import BadHandlerError, OutboxError
 from agent_outbox.spool import Spool
@@ -42,8 +41,6 @@ CANCEL_SECONDS = 2.0
 """How long a coroutine may take to end that was cancelled, before it is left to itself."""
 
 DELIVER_AGAIN_SECONDS_MAX = 30.0
-
-Headers = tuple[tuple[str, str], ...]
 
 
 class Deliverer:
