@@ -167,7 +167,7 @@ def carrying(want: Want, spool: Spool, clock: Clock) -> Carrying[CallResult]:
         OutboxError: it could not be asked for, or was not answered in time; then no handler has run. Or the gateway would not
             take what became of it, and nothing is known of what stands.
     """
-    yield from delivering_waiting(spool, want.headers, clock)
+    yield from delivering_waiting(spool, want.headers, clock, again=False)
     if spool.is_full():
         raise SpoolFullError(f"Too much waits in {spool.folder} to be delivered; nothing new is begun.")
     patience = Patience(want.deadline, clock)
@@ -250,7 +250,7 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
 
 def reserving_alone(want: Want, spool: Spool, clock: Clock) -> Carrying[Effect | CallResult]:
     """Ask for the right to an effect that the caller carries out without a handler; as `carrying` until the handler begins."""
-    yield from delivering_waiting(spool, want.headers, clock)
+    yield from delivering_waiting(spool, want.headers, clock, again=False)
     if spool.is_full():
         raise SpoolFullError(f"Too much waits in {spool.folder} to be delivered; nothing new is begun.")
     patience = Patience(want.deadline, clock)

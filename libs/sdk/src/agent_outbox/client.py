@@ -470,6 +470,8 @@ class Outbox(_Client):
             BadHandlerError: the handler or probe cannot be called with an effect. Nothing was reserved.
             TimeLimitRequiredError: the tool is not of class A and there is no time limit. Nothing was reserved.
             UnreachableError, UnavailableError, ...: as `call`; then the handler has not run.
+            AttemptUnknownError, NotFoundError, NotClientExecutedError: the handler has run, and the gateway, which may have lost
+                its tail, refuses for good to hear of it. What is known is kept aside for people.
             KeyboardInterrupt, SystemExit: it came while the handler ran. What is known is kept, and told in the background.
         """
         want = self._wanting(
@@ -1065,6 +1067,8 @@ class AsyncOutbox(_Client):
             BadHandlerError: the handler or probe cannot be called with an effect. Nothing was reserved.
             TimeLimitRequiredError: the tool is not of class A and there is no time limit. Nothing was reserved.
             UnreachableError, UnavailableError, ...: as `call`; then the handler has not run.
+            AttemptUnknownError, NotFoundError, NotClientExecutedError: the handler has run, and the gateway, which may have lost
+                its tail, refuses for good to hear of it. What is known is kept aside for people.
             asyncio.CancelledError: it came while the handler ran. What is known is kept, and told in the background.
         """
         want = self._wanting(

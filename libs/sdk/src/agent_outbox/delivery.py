@@ -10,6 +10,7 @@ from agent_outbox.conversation import (
     Clock,
     Conversation,
     Headers,
+    Heard,
     Patience,
     Request,
     answer_seconds,
@@ -22,6 +23,7 @@ from agent_outbox.errors import (
     ASK_AGAIN_SECONDS,
     DOUBTS,
     InvalidInputError,
+    MalformedArgumentsError,
     OutboxError,
     Retry,
     TooLargeError,
@@ -38,8 +40,8 @@ SETTLE_SECONDS = 15.0
 DELIVER_SECONDS = 10.0
 """How long one try takes to deliver what was kept."""
 
-DELIVERED_FIRST_MAX = 20
-"""How many settlements that were kept are delivered before something new is begun."""
+DELIVERED_AT_ONCE_MAX = 20
+"""How many settlements that were kept are delivered before something new is begun, or anything else is looked at."""
 
 LATE = frozenset({"attempt-closed", "outcome-differs"})
 """The attempt was closed without this settlement; it is kept as evidence, and what stands is looked at."""
@@ -72,37 +74,50 @@ def telling(effect: Effect, body: Mapping[str, Any], headers: Headers, spool: Sp
         OutboxError: the gateway would not take it, and nothing is known of what stands.
     """
     path = settle_path(effect)
-    entry = spool.keep(path, body)
+    entry, taken = spool.keep(path, body), False
     patience = Patience(SETTLE_SECONDS, clock)
-    told = False
     try:
-        heard = yield from ask(lambda: post(path, body, headers, answer_seconds(0, patience)), patience)
-        if (
-            heard.error is not None
-            and body["outcome"] == "succeeded"
-            and isinstance(heard.error, (TooLargeError, InvalidInputError))
-        ):
-            # What is said of a success must not keep it from being one.
-            bare = {"attempt_id": effect.attempt_id, "outcome": "succeeded", "result": {"$not_stored": {"type": "object"}}}
-            heard = yield from ask(lambda: post(path, bare, headers, answer_seconds(0, patience)), patience)
-        told = heard.error is None or heard.error.code in NOT_TAKEN
-        if told:
+        heard = yield from _saying(path, body, headers, patience, patience)
+        taken = heard.error is None or heard.error.code in NOT_TAKEN
+        if taken:
             spool.remove(entry, refused=heard.error is not None and heard.error.code not in RECORDED)
-    except UnreachableError:
-        return _not_delivered(effect, body)
+    except OutboxError as error:
+        # The handler has run, so nothing that happens on the way may look as if it had not.
+        LOG.warning("what became of the effect %s could not be told (%s)", effect.reservation_id, error.detail)
     finally:
-        if not told:
+        if not taken:
             spool.release(entry)
-    error = heard.error
-    if error is None:
-        return read_shown(heard.document)
-    if error.code in DOUBTS:
-        return read_answer_to_call(heard.status, heard.document, tool=effect.tool)
-    if error.code in LATE:
-        return (yield from _looked_at(effect, headers, error, clock))
-    if error.retry.action in ("same-request", "wait"):
+    if not taken:
         return _not_delivered(effect, body)
-    raise error
+    if heard.error is None:
+        return read_shown(heard.document)
+    if heard.error.code in DOUBTS:
+        return read_answer_to_call(heard.status, heard.document, tool=effect.tool)
+    if heard.error.code in LATE:
+        return (yield from _looked_at(effect, headers, heard.error, clock))
+    raise heard.error
+
+
+def _saying(path: str, body: Mapping[str, Any], headers: Headers, patience: Patience, retries: Patience) -> Conversation[Heard]:
+    """Tell a settlement; a success without what is said of it, where that would keep it from being one.
+
+    Args:
+        path: of the gateway's endpoint.
+        body: of the settlement.
+        headers: of the requests.
+        patience: bounds each answer.
+        retries: for how long it is asked again.
+
+    Raises:
+        OutboxError: as `ask`. What answers like nothing of the gateway's has not taken it.
+    """
+    heard = yield from ask(lambda: post(path, body, headers, answer_seconds(0, patience)), retries)
+    if isinstance(heard.error, (TooLargeError, InvalidInputError)) and body.get("outcome") == "succeeded":
+        bare = {"attempt_id": body["attempt_id"], "outcome": "succeeded", "result": {"$not_stored": {"type": "object"}}}
+        heard = yield from ask(lambda: post(path, bare, headers, answer_seconds(0, patience)), retries)
+    if heard.error is None:
+        read_shown(heard.document)
+    return heard
 
 
 def _looked_at(effect: Effect, headers: Headers, error: OutboxError, clock: Clock) -> Conversation[CallResult]:
@@ -162,11 +177,14 @@ def delivering(entry: Entry, spool: Spool, headers: Headers, clock: Clock) -> Co
         `done`: the gateway has answered it, and it is not kept any more; `later`: not this one now; `away`: none now.
     """
     patience = Patience(DELIVER_SECONDS, clock)
-    request = post(entry.path, entry.body, headers, answer_seconds(0, patience))
     try:
-        heard = yield from ask(lambda: request, Patience(0.0, clock))
+        heard = yield from _saying(entry.path, entry.body, headers, patience, Patience(0.0, clock))
     except UnreachableError:
         return "away"
+    except MalformedArgumentsError as error:
+        LOG.error("what is kept of an effect cannot be sent (%s); it is kept beside the others", error.detail)
+        spool.remove(entry, refused=True)
+        return "done"
     except OutboxError:
         return "later"
     if heard.error is None:
@@ -181,20 +199,28 @@ def delivering(entry: Entry, spool: Spool, headers: Headers, clock: Clock) -> Co
     return "done"
 
 
-def delivering_waiting(spool: Spool, headers: Headers, clock: Clock) -> Conversation[bool]:
-    """Deliver what was kept, oldest first, while the gateway answers.
+def delivering_waiting(spool: Spool, headers: Headers, clock: Clock, *, again: bool) -> Conversation[int]:
+    """Deliver what was kept while the gateway answers: first what was not tried yet, oldest first.
+
+    Args:
+        spool: keeps it.
+        headers: of the requests.
+        clock: monotonic seconds.
+        again: try also what this process could not deliver before. Such a one is a matter between it and the gateway, and must
+            keep neither others nor something new from going on.
 
     Returns:
-        Whether nothing waits any more.
+        How many were delivered.
     """
-    entries = spool.waiting()
-    done = len(entries) <= DELIVERED_FIRST_MAX
-    for entry in entries[:DELIVERED_FIRST_MAX]:
+    delivered = 0
+    for entry in spool.waiting(again=again)[:DELIVERED_AT_ONCE_MAX]:
         delivery = yield from delivering(entry, spool, headers, clock)
         if delivery == "away":
-            return False
-        done = done and delivery == "done"
-    return done
+            break
+        if delivery == "later":
+            spool.put_off(entry)
+        delivered += delivery == "done"
+    return delivered
 
 
 def settle_path(effect: Effect) -> str:
