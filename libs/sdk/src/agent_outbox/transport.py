@@ -117,10 +117,7 @@ class SyncTransport:
                     if (refused := _too_much(body, until)) is not None:
                         return refused
                 return _answer(response, body)
-        except (
-            httpx2.RequestError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the connections were closed by another thread or task.
+        except (httpx2.RequestError, RuntimeError) as error:  # RuntimeError: another thread has closed the connections.
             return _no_answer(error)
 
     def close(self) -> None:
@@ -202,10 +199,7 @@ class AsyncTransport:
                     if (refused := _too_much(body, until)) is not None:
                         return refused
                 return _answer(response, body)
-        except (
-            httpx2.RequestError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the connections were closed by another thread or task.
+        except httpx2.RequestError as error:
             return _no_answer(error)
 
     async def aclose(self) -> None:
