@@ -584,7 +584,7 @@ def test_many_threads_share_a_client() -> None:
 def test_a_client_that_is_closed_under_a_call_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread closes the client just as a call has taken its connections: the call goes on with new ones."""
     with serving(says(200, done())) as gateway, Outbox(url=gateway.url, key=None, spool=None) as outbox:
-        take, closed = outbox._transport._client, []
+        take, closed = outbox._transport._client, list[object]()
 
         def closed_at_first() -> Any:
             taken = take()
