@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.errors import NotAToolCallError, NotFoundError, OutboxError, Retry, SettingsError
 from agent_outbox.results import CallResult, Done, InDoubt, Refused, Waiting
 from agent_outbox.settings import seconds_of
