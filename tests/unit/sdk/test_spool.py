@@ -225,6 +225,17 @@ def test_where_spools_are() -> None:
     assert str(os.getuid()) in default_folder({})
 
 
+def test_a_process_that_changes_its_folder_finds_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that was named from the current folder stays where it was, and is one spool under both its names."""
+    monkeypatch.chdir(tmp_path)
+    spool = spool_at(folder_of("spool", url="https://outbox.example.com", key=KEY))
+    spool.release(spool.keep(PATH, body()))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(spool.waiting()) == 1
+    assert spool_at(folder_of(tmp_path / "spool", url="https://outbox.example.com", key=KEY)) is spool
+
+
 def test_entries_of_equal_content_are_two(tmp_path: Path) -> None:
     """Two settlements in memory with one content are kept apart by `remove` one after the other."""
     spool, same = Spool(None), body()

@@ -236,7 +236,8 @@ def folder_of(spool: str | os.PathLike[str] | None, *, url: str, key: str | None
         return None
     found = _KEY.fullmatch(key or "")
     name = f"{url}\n{found[1] if found else 'keyless' if key is None else 'unknown'}"
-    return Path(spool) / hashlib.sha256(name.encode()).hexdigest()[:32]
+    # Where it is now, so that a process which changes its folder still finds what it kept.
+    return Path(spool).absolute() / hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def default_folder(environment: Mapping[str, str]) -> str:
