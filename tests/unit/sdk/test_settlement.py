@@ -80,7 +80,7 @@ def test_a_refusal_with_a_status_of_another_kind_is_a_refusal() -> None:
 
 
 def test_a_settlement_that_cannot_be_sent_is_refused_before_it_is_kept() -> None:
-    """`settle` of a refusal with words that no JSON carries names the member; nothing stands in the way of others for it."""
+    """`settle` of a refusal with a code that no JSON carries names the member and keeps nothing; words for people are told as they can be."""
     lease = Lease(asked_at=0.0, seconds=10.0)
     effect = Effect(
         tool="t",
@@ -96,7 +96,9 @@ def test_a_settlement_that_cannot_be_sent_is_refused_before_it_is_kept() -> None
         deadline=None,
         lease=lease,
     )
-    said: dict[str, Any] = {"reason": None, "provider_status": None, "provider_code": None, "stored": False}
+    said: dict[str, Any] = {"reason": None, "provider_status": None, "stored": False}
     with pytest.raises(MalformedArgumentsError) as raised:
-        settle_body(effect, "rejected", Success(), provider_message="\ud800", **said)
-    assert raised.value.path == "$.provider_message"
+        settle_body(effect, "rejected", Success(), provider_code="\ud800", provider_message=None, **said)
+    assert raised.value.path == "$.provider_code"
+    body = settle_body(effect, "rejected", Success(), provider_code=None, provider_message="no caf\udce9", **said)
+    assert body["provider_message"] == "no caf?"

@@ -101,7 +101,8 @@ def settle_body(
         "reason": None if reason is None else plain_reason(reason),
         "provider_status": provider_status,
         "provider_code": provider_code,
-        "provider_message": provider_message,
+        # Words for people: of text that a system gave in another encoding, what cannot be told is marked.
+        "provider_message": _told(provider_message),
         "stored": True if stored else None,
     }
     body.update({name: value for name, value in said.items() if value is not None})
@@ -141,6 +142,10 @@ def exception_members(error: BaseException, own: Classify | None) -> dict[str, A
     if classified.stored and classified.outcome == "rejected":
         members["stored"] = True
     return members
+
+
+def _told(message: object) -> object:
+    return message.encode("utf-8", "replace").decode() if isinstance(message, str) else message
 
 
 def plain_reason(reason: str) -> str:
