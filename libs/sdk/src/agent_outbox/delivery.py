@@ -28,6 +28,7 @@ from agent_outbox.errors import (
     Retry,
     TooLargeError,
     UnreachableError,
+    unexpected,
 )
 from agent_outbox.results import CallResult, Waiting, read_answer_to_call, read_shown
 from agent_outbox.spool import Entry, Spool
@@ -115,8 +116,8 @@ def _saying(path: str, body: Mapping[str, Any], headers: Headers, patience: Pati
     if isinstance(heard.error, (TooLargeError, InvalidInputError)) and body.get("outcome") == "succeeded":
         bare = {"attempt_id": body["attempt_id"], "outcome": "succeeded", "result": {"$not_stored": {"type": "object"}}}
         heard = yield from ask(lambda: post(path, bare, headers, answer_seconds(0, patience)), retries)
-    if heard.error is None:
-        read_shown(heard.document)
+    if heard.error is None and not isinstance(heard.document.get("state"), str):
+        raise unexpected("it does not say how the reservation stands", status=heard.status)
     return heard
 
 
