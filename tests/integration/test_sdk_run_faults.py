@@ -316,6 +316,29 @@ def test_a_lease_is_kept_although_a_heartbeat_raises(play: Play, monkeypatch: py
     assert [body["outcome"] for body in ground.of("settle")] == ["succeeded"]
 
 
+def refusing_threads(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Lets no thread of these names start, as in a process that has too many of them or is ending."""
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name in names:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+
+
+def test_a_handler_for_which_there_is_no_thread_sent_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started for the handler or its lease, the handler is not called and the attempt is given back unsent."""
+    refusing_threads(monkeypatch, "outbox-heartbeat", "outbox-handler")
+    ground, handler = Ground(), Handler()
+    client, _ = play(ground)
+    result = client.run(CALL, handler)
+    assert isinstance(result, Refused)
+    assert handler.effects == []
+    assert [body["outcome"] for body in ground.of("settle")] == ["unsent"]
+
+
 # After the handler.
 
 
@@ -457,6 +480,18 @@ def test_a_success_that_was_kept_is_delivered_without_what_undoes_it(tmp_path: P
         with Outbox(url=gateway.url, key=KEY, spool=tmp_path):
             wait_until(lambda: kept(tmp_path) == [], deadline_seconds=20, what="the delivery")
     assert [set(settled) for settled in ground.of("settle")] == [set(body), set(body) - {"external_reference"}]
+
+
+def test_a_result_is_told_although_nothing_can_be_delivered_behind_it(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started to deliver what the gateway did not take, the caller has its result and the file stays."""
+    refusing_threads(monkeypatch, "outbox-deliver")
+    ground = Ground()
+    ground.faults["settle"] = [says(401, problem("key-revoked", 401))]
+    client, _ = play(ground)
+    assert isinstance(client.run(CALL, Handler()), Waiting)
+    assert len(kept(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from agent_outbox.carry import (
     settlement,
     telling_unknown,
 )
+from agent_outbox.classify import NotSent
 from agent_outbox.conversation import BACK_OFF_SECONDS, Headers
 from agent_outbox.delivery import delivering_waiting, settle_path
 from agent_outbox.effect import Effect, is_async, lease_clock
@@ -72,7 +73,10 @@ class Deliverer:
         with self._turn:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._deliver, name="outbox-deliver", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # The process has too many, or is ending.
+                    LOG.warning("what became of effects is not delivered now (%s); it is kept", error)
 
     def _deliver(self) -> None:
         transport, failures = SyncTransport(self._url), 0
@@ -107,7 +111,10 @@ class SyncPerformer:
         """What a handler or probe did; never raises."""
         stop = threading.Event()
         if not step.is_probe:
-            threading.Thread(target=self._keep, args=(step.effect, stop), name="outbox-heartbeat", daemon=True).start()
+            try:
+                threading.Thread(target=self._keep, args=(step.effect, stop), name="outbox-heartbeat", daemon=True).start()
+            except RuntimeError as error:
+                return _not_begun(error)
         try:
             value = step.function(step.effect)
         except BaseException as error:
@@ -199,7 +206,10 @@ class AsyncPerformer:
             except RuntimeError:  # The event loop is closed.
                 self._late(step, performed)
 
-        threading.Thread(target=work, name="outbox-handler").start()
+        try:
+            threading.Thread(target=work, name="outbox-handler").start()
+        except RuntimeError as error:
+            return _not_begun(error)
         try:
             performed = await done
         except asyncio.CancelledError:
@@ -271,6 +281,11 @@ def _until_next_beat(effect: Effect, again: bool) -> float:
     lease = effect.lease
     pause = min(BEAT_AGAIN_SECONDS, lease.seconds / 10) if again else lease.seconds / BEATS_A_LEASE
     return max(min(pause, lease.left()), 0.01)
+
+
+def _not_begun(error: RuntimeError) -> Performed:
+    """No thread could be started, because the process has too many or is ending: nothing was called, so nothing was sent."""
+    return Performed(error=NotSent(str(error)))
 
 
 def _raised(error: BaseException) -> Performed:
