@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from tests.support.outbox_up import PATHS, REFUND, OutboxUp, reference, refund, running
 from tests.support.postgres import with_database
 from tests.support.processes import ChildProcess, start_command, wait_until
-from tests.support.scripted_gateway import problem, says, serving
+from tests.support.scripted_gateway import RESERVATION_ID, Exchange, done, problem, says, serving, waiting
 
 from agent_outbox import AsyncOutbox, Relay, ToolCall, enqueue, enqueue_ddl, errors
 
@@ -78,7 +79,7 @@ def refunds_of(up: OutboxUp, input: dict[str, object]) -> list[dict[str, Any]]:
 
 async def write(library: str, dsn: str, call: ToolCall, *, commit: bool) -> str:
     """An order and its call in one transaction of that library, committed or rolled back; the id of the row."""
-    insert = "insert into orders values ('8841', true)"
+    insert = "insert into orders values ('8841', true) on conflict do nothing"
     if library == "psycopg":
         with psycopg.connect(dsn) as connection:
             connection.execute(insert)
@@ -231,6 +232,92 @@ async def test_a_call_is_refused_only_for_what_is_said_of_it(dsn: str, answer: d
             await relay.close()
     [row] = rows(dsn)
     assert (row["state"], row["code"]) == (state, answer["code"])
+
+
+@pytest.mark.parametrize("call", ["{", "[]", '"text"', '{"tool": "t"}', '{"tool": "t", "input": {}, "of_a_later_version": 1}'])
+async def test_a_row_that_holds_no_call_stands_in_nobodys_way(dsn: str, call: str) -> None:
+    """A row that this version cannot read waits with its problem, and every other row taken up with it is submitted."""
+    for _ in range(2):
+        await write("psycopg", dsn, ToolCall(tool=REFUND, input=refund()), commit=True)
+    rows(
+        dsn,
+        f"update agent_outbox_calls set call = '{call}' where enqueued_at = (select min(enqueued_at) from agent_outbox_calls) returning id",
+    )
+    with serving(says(200, done())) as gateway:
+        async with AsyncOutbox(url=gateway.url, key="obx_key") as outbox:
+            relay = Relay(dsn, outbox, lease=3)
+            assert await relay.step() == 2
+            await relay.close()
+    assert [(row["state"], row["code"]) for row in rows(dsn)] == [("waiting", "not-a-tool-call"), ("done", None)]
+
+
+@pytest.mark.parametrize(
+    ("late", "stands"),
+    [
+        ((403, problem("policy-denied", 403)), ("waiting", None)),
+        ((429, problem("quota-exceeded", 429, action="wait", after_seconds=60)), ("waiting", None)),
+        ((200, done()), ("done", None)),
+    ],
+    ids=["refusal", "leave-to-try-again", "success"],
+)
+async def test_a_relay_that_lost_its_row_may_only_tell_a_success(
+    dsn: str, late: tuple[int, Any], stands: tuple[str, None]
+) -> None:
+    """An answer that comes after another relay has taken the row up decides nothing unless it is a success."""
+    await write("psycopg", dsn, ToolCall(tool=REFUND, input=refund()), commit=True)
+    asked, go = threading.Event(), threading.Event()
+
+    def first_late(exchange: Exchange) -> None:
+        if asked.is_set():
+            exchange.answer(202, waiting(60.0))
+        else:
+            asked.set()
+            go.wait(30)
+            exchange.answer(*late)
+
+    with serving(first_late) as gateway:
+        async with AsyncOutbox(url=gateway.url, key="obx_key") as outbox:
+            first, second = Relay(dsn, outbox, lease=45), Relay(dsn, outbox, lease=3)
+            stepping = asyncio.ensure_future(first.step())
+            assert await asyncio.to_thread(asked.wait, 30)
+            rows(dsn, "update agent_outbox_calls set due_at = now() returning id")  # As when the first one's lease is over.
+            assert await second.step() == 1
+            go.set()
+            await stepping
+            await first.close()
+            await second.close()
+    [row] = rows(dsn)
+    assert ((row["state"], row["code"]), row["refusals"]) == (stands, 0)
+    if stands[0] == "waiting":
+        assert row["reservation_id"] == RESERVATION_ID
+
+
+async def test_an_earlier_transaction_that_commits_later_is_not_passed_over(dsn: str) -> None:
+    """A call of a transaction that was open while later ones committed and were submitted is submitted after its own commit."""
+    with serving(says(200, done())) as gateway:
+        async with AsyncOutbox(url=gateway.url, key="obx_key") as outbox:
+            relay = Relay(dsn, outbox, lease=3)
+            with psycopg.connect(dsn) as early:
+                first = enqueue(early, ToolCall(tool=REFUND, input=refund()))
+                later = await write("psycopg", dsn, ToolCall(tool=REFUND, input=refund()), commit=True)
+                assert await relay.step() == 1
+                assert [(row["id"], row["state"]) for row in map(_with_text_id, rows(dsn))] == [(later, "done")]
+            assert await relay.step() == 1
+            await relay.close()
+    assert {(row["id"], row["state"]) for row in map(_with_text_id, rows(dsn))} == {(first, "done"), (later, "done")}
+
+
+def _with_text_id(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "id": str(row["id"])}
+
+
+def test_a_call_is_written_whatever_the_encoding_of_the_connection(dsn: str) -> None:
+    """Text that a connection's encoding has no characters for reaches the row unchanged."""
+    input = {"note": "20 € 🙂 \x00"}
+    for encoding in ("latin1", "sql_ascii", "utf8"):
+        with psycopg.connect(dsn, client_encoding=encoding) as connection:
+            enqueue(connection, ToolCall(tool=REFUND, input=input))
+    assert [json.loads(row["call"])["input"] for row in rows(dsn)] == [input] * 3
 
 
 # The relay as a process.

@@ -581,6 +581,23 @@ def test_many_threads_share_a_client() -> None:
     assert told == {f"key-{number}": f"key-{number}" for number in range(40)}
 
 
+def test_a_client_that_is_closed_under_a_call_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread closes the client just as a call has taken its connections: the call goes on with new ones."""
+    with serving(says(200, done())) as gateway, Outbox(url=gateway.url, key=None, spool=None) as outbox:
+        take, closed = outbox._transport._client, list[object]()
+
+        def closed_at_first() -> Any:
+            taken = take()
+            if not closed:
+                closed.append(taken)
+                outbox.close()
+            return taken
+
+        monkeypatch.setattr(outbox._transport, "_client", closed_at_first)
+        assert isinstance(outbox.call(tool="stripe.refund.create", input={}), Done)
+        assert closed
+
+
 def test_errors_travel_between_processes() -> None:
     """A raised problem is the same after pickling, as multiprocessing and task queues do it."""
     with serving(says(401, problem("key-expired", 401))) as gateway, Outbox(url=gateway.url, key=None) as client:

@@ -3,6 +3,7 @@
 `Ground` answers as the gateway does for one effect; a test says where it does not.
 """
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -29,8 +30,8 @@ from tests.support.scripted_gateway import (
 )
 from tests.support.sdk_clients import KINDS, Client
 
-from agent_outbox import Done, Effect, InDoubt, Outbox, Refused, ToolCall, Waiting, errors
-from agent_outbox import carry as carries
+from agent_outbox import AsyncOutbox, Done, Effect, InDoubt, Outbox, Refused, ToolCall, Waiting, carry, errors, perform
+from agent_outbox import delivery as deliveries
 from agent_outbox.spool import Spool, folder_of
 
 CALL = ToolCall(tool="stripe.refund.create", input={"payment_intent": "pi_1", "amount": 1200})
@@ -245,10 +246,6 @@ def test_heartbeats_that_fail_are_sent_again(play: Play) -> None:
 
 async def test_a_coroutine_is_cancelled_when_its_lease_is_lost_or_over(tmp_path: Path) -> None:
     """The gateway says that the attempt is another's, or nobody answers until the lease is over: the coroutine is cancelled, in doubt."""
-    import asyncio
-
-    from agent_outbox import AsyncOutbox
-
     for faults in ([says(409, problem("lease-lost", 409))], [drops] * 50):
         ground, ended = Ground(lease_seconds=1.0), asyncio.Event()
         ground.faults["heartbeat"] = list(faults)
@@ -266,6 +263,80 @@ async def test_a_coroutine_is_cancelled_when_its_lease_is_lost_or_over(tmp_path:
                 assert time.monotonic() - began < 10
                 assert ended.is_set()
         assert [body["outcome"] for body in ground.of("settle")] == ["unknown"]
+
+
+async def test_a_function_that_ends_as_its_caller_is_cancelled_has_happened(tmp_path: Path) -> None:
+    """A function returns in the very moment in which `run` is cancelled: its success is told, not that nobody knows."""
+    ground, began, go = Ground(), threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def handler(effect: Effect) -> dict[str, str]:
+        threads.append(threading.current_thread())
+        began.set()
+        go.wait(30)
+        return {"id": "re_1"}
+
+    with serving(ground) as gateway:
+        async with AsyncOutbox(url=gateway.url, key=KEY, spool=tmp_path) as outbox:
+            running = asyncio.ensure_future(outbox.run(CALL, handler))
+            assert await asyncio.to_thread(began.wait, 30)
+            # The event loop hears of the end and of the cancellation in one turn, the end first.
+            go.set()
+            threads[0].join(30)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            await asyncio.to_thread(wait_until, lambda: kept(tmp_path) == [], deadline_seconds=20, what="the delivery")
+    assert [body["outcome"] for body in ground.of("settle")] == ["succeeded"]
+
+
+def test_a_lease_is_kept_although_a_heartbeat_raises(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat that fails in a way that nobody foresaw is followed by the next one, and the handler goes on."""
+    raised: list[float] = []
+
+    def heartbeating(*arguments: Any) -> Any:
+        if not raised:
+            raised.append(time.monotonic())
+            raise MemoryError
+        return carry.heartbeating(*arguments)
+
+    monkeypatch.setattr(perform, "heartbeating", heartbeating)
+    ground = Ground(lease_seconds=2.0)
+    client, _ = play(ground)
+
+    async def later() -> dict[str, str]:
+        await asyncio.sleep(3)
+        return {"id": "re_1"}
+
+    result = client.run(
+        CALL, (lambda effect: after(3, {"id": "re_1"})) if isinstance(client.client, Outbox) else lambda effect: later()
+    )
+    assert isinstance(result, Done)
+    assert raised
+    assert [body["outcome"] for body in ground.of("settle")] == ["succeeded"]
+
+
+def refusing_threads(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Lets no thread of these names start, as in a process that has too many of them or is ending."""
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name in names:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+
+
+def test_a_handler_for_which_there_is_no_thread_sent_nothing(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started for the handler or its lease, the handler is not called and the attempt is given back unsent."""
+    refusing_threads(monkeypatch, "outbox-heartbeat", "outbox-handler")
+    ground, handler = Ground(), Handler()
+    client, _ = play(ground)
+    result = client.run(CALL, handler)
+    assert isinstance(result, Refused)
+    assert handler.effects == []
+    assert [body["outcome"] for body in ground.of("settle")] == ["unsent"]
 
 
 # After the handler.
@@ -287,7 +358,7 @@ def test_a_settlement_that_cannot_be_delivered_is_kept_and_delivered(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gateway is silent: the caller is told that it has no end yet, the settlement is on disk, and is delivered in the background."""
-    monkeypatch.setattr(carries, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(deliveries, "SETTLE_SECONDS", 1.0)
     ground, handler, silent = Ground(), Handler(), threading.Event()
     silent.set()
 
@@ -344,6 +415,108 @@ def test_what_is_kept_is_delivered_before_anything_new(tmp_path: Path) -> None:
         wait_until(lambda: list(folder.glob("*.json")) == [], deadline_seconds=20, what="the delivery")
         [aside] = list((folder / "refused").glob("*.json"))
         assert "a-1" in aside.name
+
+
+def test_one_that_cannot_be_delivered_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """Settlements that the gateway cannot take now, and one that no request can carry, keep neither others nor new effects waiting."""
+    ground = Ground()
+    stuck = {f"a-{number:02}" for number in range(25)}
+
+    def answers(exchange: Exchange) -> None:
+        body = json.loads(exchange.received.body or b"{}")
+        if body.get("attempt_id") in stuck:
+            ground.heard.append(("stuck", body))
+            exchange.answer(500, problem("internal", 500, action="same-request"))
+        else:
+            ground(exchange)
+
+    with serving(answers) as gateway:
+        folder = folder_of(tmp_path, url=gateway.url, key=KEY)
+        assert folder is not None
+        earlier, path = Spool(folder), f"/v1/reservations/{RESERVATION_ID}/settle"
+        for attempt_id in sorted(stuck):
+            earlier.keep(path, {"attempt_id": attempt_id, "outcome": "unknown"})
+        earlier.keep(path, {"attempt_id": "f-01", "outcome": "succeeded", "amount": {"value": float("nan"), "currency": "EUR"}})
+        earlier.keep(path, {"attempt_id": "a-99", "outcome": "unknown"})
+        with Outbox(url=gateway.url, key=KEY, spool=tmp_path) as outbox:
+            for _ in range(3):
+                assert outbox.run(CALL, Handler())
+
+            def others_are_delivered() -> bool:
+                return "a-99" in [body["attempt_id"] for body in ground.of("settle")] and len(kept(folder / "refused")) == 1
+
+            wait_until(others_are_delivered, deadline_seconds=20, what="the delivery of what can be delivered")
+            asked = len(ground.of("stuck"))
+            assert outbox.run(CALL, Handler())
+            assert len(ground.of("stuck")) - asked < len(stuck)
+        assert len(list(folder.glob("*.json"))) == len(stuck)
+        assert "f-01" in kept(folder / "refused")[0].name
+
+
+def test_many_that_were_kept_are_delivered_without_a_pause(tmp_path: Path) -> None:
+    """After an outage everything is delivered as fast as the gateway answers, not twenty at a time with pauses between."""
+    ground = Ground()
+    with serving(ground) as gateway:
+        folder = folder_of(tmp_path, url=gateway.url, key=KEY)
+        assert folder is not None
+        earlier = Spool(folder)
+        for number in range(150):
+            earlier.keep(f"/v1/reservations/{RESERVATION_ID}/settle", {"attempt_id": f"a-{number}", "outcome": "unknown"})
+        began = time.monotonic()
+        with Outbox(url=gateway.url, key=KEY, spool=tmp_path):
+            wait_until(lambda: kept(tmp_path) == [], deadline_seconds=30, what="the delivery")
+        assert time.monotonic() - began < 10
+
+
+def test_a_success_that_was_kept_is_delivered_without_what_undoes_it(tmp_path: Path) -> None:
+    """Where the gateway takes the result or reference of a kept success for none, it is delivered without them, not set aside."""
+    ground = Ground()
+    ground.faults["settle"] = [says(422, problem("invalid-input", 422, action="change-input"))]
+    with serving(ground) as gateway:
+        folder = folder_of(tmp_path, url=gateway.url, key=KEY)
+        assert folder is not None
+        body = {"attempt_id": "a-1", "outcome": "succeeded", "result": 1, "external_reference": "x" * 2_000}
+        Spool(folder).keep(f"/v1/reservations/{RESERVATION_ID}/settle", body)
+        with Outbox(url=gateway.url, key=KEY, spool=tmp_path):
+            wait_until(lambda: kept(tmp_path) == [], deadline_seconds=20, what="the delivery")
+    assert [set(settled) for settled in ground.of("settle")] == [set(body), set(body) - {"external_reference"}]
+
+
+def test_a_result_is_told_although_nothing_can_be_delivered_behind_it(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started to deliver what the gateway did not take, the caller has its result and the file stays."""
+    refusing_threads(monkeypatch, "outbox-deliver")
+    ground = Ground()
+    ground.faults["settle"] = [says(401, problem("key-revoked", 401))]
+    client, _ = play(ground)
+    assert isinstance(client.run(CALL, Handler()), Waiting)
+    assert len(kept(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, "<html>not here</html>"),
+        (500, "oops"),
+        (200, {"welcome": "to the hotel"}),
+        (401, problem("key-revoked", 401)),
+        (403, problem("out-of-scope", 403)),
+        (422, problem("not-enforced", 422, action="change-input")),
+    ],
+    ids=lambda answer: f"{answer[0]}",
+)
+def test_what_happens_after_the_handler_never_looks_like_before_it(play: Play, tmp_path: Path, answer: tuple[int, Any]) -> None:
+    """Whatever answers the settlement without taking it, the caller is told that it has no end yet, and it stays on disk."""
+    ground, handler = Ground(), Handler()
+    ground.faults["settle"] = [says(*answer)] * 1_000
+    client, _ = play(ground)
+    result = client.run(CALL, handler)
+    assert isinstance(result, Waiting)
+    assert (result.result, len(handler.effects)) == ({"id": "re_1"}, 1)
+    assert result.as_tool_message().startswith("Not finished.")
+    [file] = kept(tmp_path)
+    assert file.parent.name != "refused"
 
 
 def test_a_full_spool_begins_nothing(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from agent_outbox import spool as spools
+from agent_outbox.perform import Deliverer
 from agent_outbox.spool import Entry, Spool, default_folder, folder_of, spool_at
 
 KEY = "obx_sandbox_k3yid_s3cr3tpartofthekey0000000"
@@ -78,17 +80,24 @@ def test_files_are_for_their_owner_and_hold_no_key(tmp_path: Path) -> None:
 
 
 def test_a_torn_file_is_never_delivered(tmp_path: Path) -> None:
-    """What a dead process left half-written is thrown away, what is no settlement is left alone, and the others are delivered."""
+    """What a dead process left half-written is thrown away, what is no settlement is set aside, and the others are delivered."""
     spool = Spool(tmp_path)
     entry = spool.keep(PATH, body())
     spool.release(entry)
     assert entry.file is not None
     torn = tmp_path / f".{1:020d}-{dead_process()}-a-1.json"
     torn.write_bytes(b'{"path": "/v1/res')
-    (tmp_path / entry.file.name.replace(".json", "0.json")).write_bytes(b'{"path": "/v1/res')
+    damaged = [entry.file.name.replace(".json", f"{number}.json") for number in range(6)]
+    nested = b'{"path": "/v1", "body": {"attempt_id": "a", "result": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+    for name, content in zip(
+        damaged, (b'{"path": "/v1/res', b"\xff", b"[]", b"", b'{"path": 1, "body": 2}', nested), strict=True
+    ):
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "notes.txt").write_text("mine")
     assert spool.waiting() == [entry]
     assert not torn.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([entry.file.name, "notes.txt", "refused"])
+    assert sorted(path.name for path in (tmp_path / "refused").iterdir()) == damaged
 
 
 def test_a_whole_file_without_its_name_is_delivered(tmp_path: Path) -> None:
@@ -98,6 +107,29 @@ def test_a_whole_file_without_its_name_is_delivered(tmp_path: Path) -> None:
     (tmp_path / f".{attempt}-{os.getppid()}-a-2.json").write_text(content)
     assert [entry.body["attempt_id"] for entry in Spool(tmp_path).waiting()] == ["a-1"]
     assert len(files(tmp_path)) == 2
+
+
+def test_an_earlier_process_with_our_number_loses_nothing(tmp_path: Path) -> None:
+    """In a container every process has the same number: what the one before left unnamed is delivered, what we write now is left alone."""
+    spool, content, own = Spool(tmp_path), json.dumps({"path": PATH, "body": body(attempt_id="a-1")}), os.getpid()
+    (tmp_path / f".{1:020d}-{own}-a-1.json").write_text(content)
+    at_work = f"{2:020d}-{own}-a-2.json"
+    spool._mine.add(at_work)  # As another thread of ours has it while it writes.
+    (tmp_path / f".{at_work}").write_text(content)
+    assert [entry.body["attempt_id"] for entry in spool.waiting()] == ["a-1"]
+    assert (tmp_path / f".{at_work}").exists()
+
+
+def test_what_was_put_off_comes_after_the_others(tmp_path: Path) -> None:
+    """What could not be delivered stands behind what was not tried, and before what could not be delivered more often."""
+    spool = Spool(tmp_path)
+    first, second, third = (spool.keep(PATH, body()) for _ in range(3))
+    for entry in (first, second, third):
+        spool.release(entry)
+    for entry in (first, first, second):
+        spool.put_off(entry)
+    assert spool.waiting() == [third, second, first]
+    assert spool.waiting(again=False) == [third]
 
 
 def test_a_disk_that_takes_nothing_is_no_failure(tmp_path: Path) -> None:
@@ -164,11 +196,23 @@ def test_a_fork_delivers_nothing_of_its_parents(tmp_path: Path) -> None:
     spool = spool_at(tmp_path)
     assert spool_at(tmp_path) is spool
     spool.keep(PATH, body())
-    with spool._turn:  # As another thread may hold it at the moment of the fork.
+    in_memory, begun = Spool(None), multiprocessing.get_context("fork").Event()
+    deliverer = Deliverer("http://127.0.0.1:1", (), spool)
+    with spool._turn, in_memory._turn, deliverer._turn:  # As other threads may hold them at the moment of the fork.
         child = os.fork()
         if child == 0:
-            os._exit(0 if spool.waiting() == [] and spool.keep(PATH, body()).file is not None else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            nothing = spool.waiting() == [] and in_memory.waiting() == []
+            spool.release(spool.keep(PATH, body()))
+            deliverer.kick()
+            begun.set()
+            os._exit(0 if nothing else 1)
+    try:
+        assert begun.wait(30)
+    finally:
+        if not begun.is_set():
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == 0
     assert len(files(tmp_path)) == 2
 
 
@@ -179,6 +223,17 @@ def test_where_spools_are() -> None:
     assert default_folder({"HOME": str(Path(__file__).parent)}).endswith("/.local/state/agent-outbox/spool")
     assert default_folder({"HOME": "/nowhere"}) == default_folder({})
     assert str(os.getuid()) in default_folder({})
+
+
+def test_a_process_that_changes_its_folder_finds_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool that was named from the current folder stays where it was, and is one spool under both its names."""
+    monkeypatch.chdir(tmp_path)
+    spool = spool_at(folder_of("spool", url="https://outbox.example.com", key=KEY))
+    spool.release(spool.keep(PATH, body()))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(spool.waiting()) == 1
+    assert spool_at(folder_of(tmp_path / "spool", url="https://outbox.example.com", key=KEY)) is spool
 
 
 def test_entries_of_equal_content_are_two(tmp_path: Path) -> None:

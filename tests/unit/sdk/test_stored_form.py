@@ -104,10 +104,19 @@ def test_a_result_inside_itself_has_a_form() -> None:
 
 
 def test_a_large_result_is_a_note() -> None:
-    """What is larger than may be stored is noted with its size."""
-    form = stored_form({"text": "x" * RESULT_BYTES_MAX})
-    assert form.value[NOTE]["text"] == f"{RESULT_BYTES_MAX + 11} bytes of JSON"
-    assert form.notes == ("$",)
+    """What is larger than may be stored is noted with the bound, one byte beyond it too."""
+    assert stored_form({"text": "x" * (RESULT_BYTES_MAX - 11)}).notes == ()
+    for result in ({"text": "x" * (RESULT_BYTES_MAX - 10)}, ["€" * (RESULT_BYTES_MAX // 2)], [0] * RESULT_BYTES_MAX):
+        form = stored_form(result)
+        assert form.value[NOTE]["text"] == f"more than {RESULT_BYTES_MAX} bytes of JSON"
+        assert form.notes == ("$",)
+
+
+def test_a_result_inside_itself_twice_is_a_note() -> None:
+    """What holds itself in two places, as parents and children that know one another do, is noted as too large and not walked through."""
+    endless: dict[str, object] = {}
+    endless["parent"] = endless["child"] = endless
+    assert stored_form(endless).value == {NOTE: {"type": "dict", "text": f"more than {RESULT_BYTES_MAX} bytes of JSON"}}
 
 
 anything = st.recursive(

@@ -139,11 +139,12 @@ def test_values_that_are_not_whole_or_exact_are_refused(read: Any, shape: Any) -
         read(shape)
 
 
-def test_a_call_cut_off_at_max_tokens_is_refused() -> None:
-    """The last block of an Anthropic message that ended at `max_tokens` is not whole, whatever its input looks like."""
-    message = {"id": "msg_1", "model": "m", "stop_reason": "max_tokens", "content": [{**ANTHROPIC, "id": "first"}, ANTHROPIC]}
+@pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded", "refusal"])
+def test_a_call_that_was_cut_off_is_refused(reason: str) -> None:
+    """The last block of an Anthropic message that was cut off is not whole, whatever its input looks like."""
+    message = {"id": "msg_1", "model": "m", "stop_reason": reason, "content": [{**ANTHROPIC, "id": "first"}, ANTHROPIC]}
     assert ToolCall.from_anthropic({**ANTHROPIC, "id": "first"}, response=message).tool == "stripe.refund.create"
-    with pytest.raises(MalformedArgumentsError, match="max_tokens"):
+    with pytest.raises(MalformedArgumentsError, match=reason):
         ToolCall.from_anthropic(ANTHROPIC, response=message)
 
 
@@ -203,6 +204,17 @@ def test_streamed_arguments_are_read_as_they_were_written() -> None:
         ToolCall.from_langchain(guessed, response=message)
     chunk["args"] = '{"payment_intent": "pi_1", "amount": 1200}'
     assert ToolCall.from_langchain(guessed, response=message).input["amount"] == 1200
+
+
+def test_streamed_calls_without_ids_are_not_mixed_up() -> None:
+    """Where a provider gives no ids, one streamed call is read as written; of several nobody can say which was meant, so none is."""
+    calls = [{"name": NAME, "args": {"amount": amount}, "id": None, "type": "tool_call"} for amount in (1, 2)]
+    chunks = [{"name": NAME, "args": json.dumps(call["args"]), "id": None, "index": 0} for call in calls]
+    message = SimpleNamespace(id="run-1", response_metadata={}, tool_calls=calls[:1], tool_call_chunks=chunks[:1])
+    assert ToolCall.from_langchain(calls[0], response=message).input == {"amount": 1}
+    message.tool_calls, message.tool_call_chunks = calls, chunks
+    with pytest.raises(NotAToolCallError, match="id"):
+        ToolCall.from_langchain(calls[0], response=message)
 
 
 @pytest.mark.parametrize(

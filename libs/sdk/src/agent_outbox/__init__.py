@@ -4,8 +4,10 @@
 are what comes of it; `agent_outbox.errors` has an exception for every problem.
 """
 
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.classify import Classified, NotSent, Rejected
-from agent_outbox.client import AsyncOutbox, Outbox, ResolveResult
+from agent_outbox.client import Outbox
+from agent_outbox.client_base import ResolveResult
 from agent_outbox.decorated import AsyncEffectFunction, EffectFunction
 from agent_outbox.effect import Effect, Found, Success
 from agent_outbox.errors import ERRORS, OutboxError, Retry

@@ -15,18 +15,17 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from functools import partial
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar, Union
 from urllib.parse import quote
 from uuid import uuid4
 
 from agent_outbox import strict_json
-from agent_outbox.classify import Classified, classify
 from agent_outbox.conversation import (
     ANSWER_SECONDS_MAX,
     PAUSE_SECONDS_MIN,
     Answer,
     Clock,
+    Headers,
     Heard,
     NoAnswer,
     Patience,
@@ -35,60 +34,38 @@ from agent_outbox.conversation import (
     answer_seconds,
     ask,
     hear,
+    post,
     reservation_path,
     seconds_to_ask,
 )
-from agent_outbox.effect import AsyncHandler, AsyncProbe, Classify, Effect, Found, Handler, Lease, Probe, ReceiptOf, Success
+from agent_outbox.delivery import SETTLE_SECONDS, delivering_waiting, settle_path, telling
+from agent_outbox.effect import AsyncHandler, AsyncProbe, Classify, Effect, Found, Handler, Lease, Probe, ReceiptOf
 from agent_outbox.errors import (
     ASK_AGAIN_SECONDS,
-    DOUBTS,
     BadHandlerError,
-    InvalidInputError,
     OutboxError,
-    Retry,
     SpoolFullError,
-    TooLargeError,
-    UnreachableError,
     unexpected,
     unreachable,
 )
 from agent_outbox.receipt import Members
 from agent_outbox.results import CallResult, InDoubt, Waiting, is_a_result, read_answer_to_call, read_shown
-from agent_outbox.spool import Entry, Spool
+from agent_outbox.settlement import exception_members, plain_reason, success_members
+from agent_outbox.spool import Spool
 from agent_outbox.stored_form import stored_form
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SETTLE_SECONDS = 15.0
-"""How long the caller waits until the gateway knows what became of its effect; afterwards it is delivered in the background."""
-
-DELIVER_SECONDS = 10.0
-"""How long one try takes to deliver what was kept."""
-
 ASK_AGAIN_SECONDS_MAX = 5.0
 """How long nobody asks at most while another's attempt or doubt is waited for."""
-
-DELIVERED_FIRST_MAX = 20
-"""How many settlements that were kept are delivered before something new is begun."""
 
 ATTEMPTS_MAX = 5
 """How many attempts one call begins whose lease is over before its handler could begin."""
 
-LATE = frozenset({"attempt-closed", "outcome-differs"})
-"""The attempt was closed without this settlement; it is kept as evidence, and what stands is looked at."""
-
-RECORDED = LATE | DOUBTS
-"""Problems after which the gateway has what it was told."""
-
-NOT_TAKEN = frozenset({"attempt-unknown", "not-found", "not-client-executed", "too-large", "invalid-input", *RECORDED})
-"""Problems by which the gateway refuses a settlement for good."""
-
 MOVED_ON = frozenset({"not-probed", "attempt-unknown", "attempt-closed"})
 """A look is not wanted any more: the doubt has an end, or somebody else has it."""
-
-_MESSAGE = "Not finished. Ask again in {seconds} s with the same arguments; that joins this one and starts nothing new."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +88,7 @@ class Want:
 
     tool: str
     document: Mapping[str, Any]
-    headers: tuple[tuple[str, str], ...]
+    headers: Headers
     handler: Handler | AsyncHandler | None
     probe: Probe | AsyncProbe | None
     time_limit: float | None
@@ -156,8 +133,6 @@ class Performed:
     raise_: BaseException | None = None
 
 
-Delivery = Literal["done", "later", "away"]
-
 Carrying = Generator[Union[Request, Pause, Perform], Union[Answer, NoAnswer, Performed, None], T]
 """A conversation in which the caller's own code has a part."""
 
@@ -192,7 +167,7 @@ def carrying(want: Want, spool: Spool, clock: Clock) -> Carrying[CallResult]:
         OutboxError: it could not be asked for, or was not answered in time; then no handler has run. Or the gateway would not
             take what became of it, and nothing is known of what stands.
     """
-    yield from delivering_waiting(spool, want.headers, clock)
+    yield from delivering_waiting(spool, want.headers, clock, again=False)
     if spool.is_full():
         raise SpoolFullError(f"Too much waits in {spool.folder} to be delivered; nothing new is begun.")
     patience = Patience(want.deadline, clock)
@@ -214,7 +189,7 @@ def carrying(want: Want, spool: Spool, clock: Clock) -> Carrying[CallResult]:
             return (yield from concluding(want, reserved, performed, spool, clock))
         # The lease was over before the handler could begin, so nothing was sent under it.
         unsent = {"attempt_id": reserved.attempt_id, "outcome": "unsent", "reason": "lease over before it began"}
-        yield from _telling(want, reserved, unsent, spool, clock)
+        yield from telling(reserved, unsent, want.headers, spool, clock)
     raise unreachable("no lease lasted until the handler could begin", possibly_recorded=True)
 
 
@@ -275,7 +250,7 @@ def reserving(want: Want, patience: Patience, waiting: Patience, clock: Clock) -
 
 def reserving_alone(want: Want, spool: Spool, clock: Clock) -> Carrying[Effect | CallResult]:
     """Ask for the right to an effect that the caller carries out without a handler; as `carrying` until the handler begins."""
-    yield from delivering_waiting(spool, want.headers, clock)
+    yield from delivering_waiting(spool, want.headers, clock, again=False)
     if spool.is_full():
         raise SpoolFullError(f"Too much waits in {spool.folder} to be delivered; nothing new is begun.")
     patience = Patience(want.deadline, clock)
@@ -289,7 +264,7 @@ def reserving_alone(want: Want, spool: Spool, clock: Clock) -> Carrying[Effect |
     return reserved
 
 
-def heartbeating(effect: Effect, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
+def heartbeating(effect: Effect, headers: Headers, clock: Clock) -> Carrying[bool]:
     """Ask once for the lease to be renewed.
 
     Args:
@@ -303,7 +278,9 @@ def heartbeating(effect: Effect, headers: tuple[tuple[str, str], ...], clock: Cl
     """
     asked_at = clock()
     seconds = max(min(ANSWER_SECONDS_MAX, effect.lease.seconds / 3), PAUSE_SECONDS_MIN)
-    reply = yield _post(effect, "heartbeat", {"attempt_id": effect.attempt_id}, headers, seconds)
+    reply = yield post(
+        f"{reservation_path(effect.reservation_id)}/heartbeat", {"attempt_id": effect.attempt_id}, headers, seconds
+    )
     try:
         assert not isinstance(reply, Performed)
         heard = hear(reply)
@@ -320,14 +297,14 @@ def heartbeating(effect: Effect, headers: tuple[tuple[str, str], ...], clock: Cl
     return True
 
 
-def telling_unknown(effect: Effect, reason: str, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
+def telling_unknown(effect: Effect, reason: str, headers: Headers, clock: Clock) -> Carrying[bool]:
     """Tell once that an effect is in doubt whose handler goes on after its time. Where nobody hears it, the lease says it too.
 
     Returns:
         Whether the gateway has it.
     """
-    body = {"attempt_id": effect.attempt_id, "outcome": "unknown", "reason": _plain(reason)}
-    reply = yield _post(effect, "settle", body, headers, ANSWER_SECONDS_MAX)
+    body = {"attempt_id": effect.attempt_id, "outcome": "unknown", "reason": plain_reason(reason)}
+    reply = yield post(settle_path(effect), body, headers, ANSWER_SECONDS_MAX)
     try:
         assert not isinstance(reply, Performed)
         return hear(reply).error is None
@@ -357,7 +334,7 @@ def concluding(want: Want, effect: Effect, performed: Performed, spool: Spool, c
         entry = spool.keep(settle_path(effect), body)
         spool.release(entry)
         raise performed.raise_
-    result = yield from _telling(want, effect, body, spool, clock)
+    result = yield from telling(effect, body, want.headers, spool, clock)
     return replace(result, raised=performed.error)
 
 
@@ -372,139 +349,28 @@ def settlement(want: Want, effect: Effect, performed: Performed) -> dict[str, An
     if performed.cut_off is not None:
         return {"attempt_id": effect.attempt_id, "outcome": "unknown", "reason": performed.cut_off}
     if performed.error is not None:
-        return {"attempt_id": effect.attempt_id, **_told_of(performed.error, want.classify)}
+        return {"attempt_id": effect.attempt_id, **exception_members(performed.error, want.classify)}
     return {"attempt_id": effect.attempt_id, **success_members(performed.value, want.receipt)}
 
 
-def success_members(value: object, receipt: ReceiptOf | None) -> dict[str, Any]:
-    """What a settlement says of a success.
-
-    Args:
-        value: as the handler returned it, a `Success` or any other.
-        receipt: finds the provider's name of the effect in it.
-    """
-    success = value if isinstance(value, Success) else Success(result=value)
-    reference = success.external_reference
-    if reference is None and receipt is not None:
-        try:
-            found = receipt(success.result)
-            reference = None if found is None else str(found)
-        except Exception as error:
-            LOG.warning("receipt= found nothing in the result (%s); the effect is recorded without it", type(error).__name__)
-    members: dict[str, Any] = {"outcome": "succeeded", "result": stored_form(success.result).value}
-    if reference is not None:
-        members["external_reference"] = reference
-    if success.provider_request_id is not None:
-        members["provider_request_id"] = success.provider_request_id
-    if success.amount is not None:
-        members["amount"] = {"value": success.amount.value, "currency": success.amount.currency}
-    return members
-
-
-def settle_body(
-    effect: Effect,
-    outcome: str,
-    success: Success,
-    *,
-    reason: str | None,
-    provider_status: int | None,
-    provider_code: str | None,
-    provider_message: str | None,
-    stored: bool,
-) -> dict[str, Any]:
-    """The body of a settlement that the caller has worded.
-
-    Args:
-        effect: the attempt.
-        outcome: what it came to.
-        success: what is said of one.
-        reason: a few plain words.
-        provider_status, provider_code, provider_message, stored: of a refusal.
-    """
-    body: dict[str, Any] = {"attempt_id": effect.attempt_id, "outcome": outcome}
-    if outcome == "succeeded":
-        body.update(success_members(success, None))
-    said = {
-        "reason": None if reason is None else _plain(reason),
-        "provider_status": provider_status,
-        "provider_code": provider_code,
-        "provider_message": provider_message,
-        "stored": True if stored else None,
-    }
-    return {**body, **{name: value for name, value in said.items() if value is not None}}
-
-
-def settling(want: Want, effect: Effect, body: Mapping[str, Any], spool: Spool, clock: Clock) -> Carrying[CallResult]:
-    """Keep and tell a settlement that the caller has written; as `concluding`."""
-    return (yield from _telling(want, effect, body, spool, clock))
-
-
-def voiding(want: Want, effect: Effect, reason: str, clock: Clock) -> Carrying[CallResult]:
+def voiding(effect: Effect, reason: str, headers: Headers, clock: Clock) -> Carrying[CallResult]:
     """Give the right to an effect back; nothing was sent.
 
     Args:
-        want: what was wanted.
         effect: the attempt.
         reason: a few plain words.
+        headers: of the request.
         clock: monotonic seconds.
 
     Raises:
         OutboxError: any problem.
     """
     patience = Patience(SETTLE_SECONDS, clock)
-    body = {"attempt_id": effect.attempt_id, "reason": reason}
-    heard = yield from ask(lambda: _post(effect, "void", body, want.headers, answer_seconds(0, patience)), patience)
+    path, body = f"{reservation_path(effect.reservation_id)}/void", {"attempt_id": effect.attempt_id, "reason": reason}
+    heard = yield from ask(lambda: post(path, body, headers, answer_seconds(0, patience)), patience)
     if heard.error is not None:
         raise heard.error
     return read_shown(heard.document)
-
-
-def delivering(entry: Entry, spool: Spool, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[Delivery]:
-    """Deliver one settlement that was kept.
-
-    Args:
-        entry: of the spool.
-        spool: keeps it.
-        headers: of the request.
-        clock: monotonic seconds.
-
-    Returns:
-        `done`: the gateway has answered it, and it is not kept any more; `later`: not this one now; `away`: none now.
-    """
-    patience = Patience(DELIVER_SECONDS, clock)
-    request = _bare(entry.path, entry.body, headers, patience)
-    try:
-        heard = yield from ask(lambda: request, Patience(0.0, clock))
-    except UnreachableError:
-        return "away"
-    except OutboxError:
-        return "later"
-    if heard.error is None:
-        spool.remove(entry)
-        return "done"
-    if heard.error.code not in NOT_TAKEN:
-        return "later"
-    refused = heard.error.code not in RECORDED
-    if refused:
-        LOG.error("the gateway does not take what became of an effect (%s); it is kept beside the others", heard.error.code)
-    spool.remove(entry, refused=refused)
-    return "done"
-
-
-def delivering_waiting(spool: Spool, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
-    """Deliver what was kept, oldest first, while the gateway answers.
-
-    Returns:
-        Whether nothing waits any more.
-    """
-    entries = spool.waiting()
-    done = len(entries) <= DELIVERED_FIRST_MAX
-    for entry in entries[:DELIVERED_FIRST_MAX]:
-        delivery = yield from delivering(entry, spool, headers, clock)
-        if delivery == "away":
-            return False
-        done = done and delivery == "done"
-    return done
 
 
 def _is_of_our_own(heard: Heard, attempt_id: str) -> bool:
@@ -515,19 +381,14 @@ def _is_of_our_own(heard: Heard, attempt_id: str) -> bool:
     return heard.status == 201 and isinstance(probe, Mapping) and probe.get("attempt_id") == attempt_id
 
 
-def _disowning(reservation_id: str, attempt_id: str, headers: tuple[tuple[str, str], ...], patience: Patience) -> Carrying[None]:
+def _disowning(reservation_id: str, attempt_id: str, headers: Headers, patience: Patience) -> Carrying[None]:
     """Tell that nothing was sent under an attempt. Where it is none of ours after all, that changes nothing."""
     body = {"attempt_id": attempt_id, "outcome": "unsent", "reason": "its grant was never heard"}
     path = f"{reservation_path(reservation_id)}/settle"
     try:
-        yield from ask(lambda: _bare(path, body, headers, patience), patience)
+        yield from ask(lambda: post(path, body, headers, answer_seconds(0, patience)), patience)
     except OutboxError:
         return
-
-
-def settle_path(effect: Effect) -> str:
-    """Where an effect's attempts are settled."""
-    return f"{reservation_path(effect.reservation_id)}/settle"
 
 
 def _given(want: Want, heard: Heard, attempt_id: str, asked_at: float, clock: Clock) -> Effect | ProbeFirst:
@@ -569,7 +430,7 @@ def _given(want: Want, heard: Heard, attempt_id: str, asked_at: float, clock: Cl
     )
 
 
-def _is_held(effect: Effect, headers: tuple[tuple[str, str], ...], clock: Clock) -> Carrying[bool]:
+def _is_held(effect: Effect, headers: Headers, clock: Clock) -> Carrying[bool]:
     """Whether enough is left of a lease to begin. Where the answer took long, nobody knows since when it runs: it is renewed."""
     lease = effect.lease
     if lease.left() >= 0.7 * lease.seconds:
@@ -583,85 +444,6 @@ def _is_held(effect: Effect, headers: tuple[tuple[str, str], ...], clock: Clock)
     return False
 
 
-def _telling(want: Want, effect: Effect, body: Mapping[str, Any], spool: Spool, clock: Clock) -> Carrying[CallResult]:
-    path = settle_path(effect)
-    entry = spool.keep(path, body)
-    patience = Patience(SETTLE_SECONDS, clock)
-    told = False
-    try:
-        heard = yield from ask(lambda: _bare(path, body, want.headers, patience), patience)
-        if (
-            heard.error is not None
-            and body["outcome"] == "succeeded"
-            and isinstance(heard.error, (TooLargeError, InvalidInputError))
-        ):
-            # What is said of a success must not keep it from being one.
-            bare = {"attempt_id": effect.attempt_id, "outcome": "succeeded", "result": {"$not_stored": {"type": "object"}}}
-            heard = yield from ask(lambda: _bare(path, bare, want.headers, patience), patience)
-        told = heard.error is None or heard.error.code in NOT_TAKEN
-        if told:
-            spool.remove(entry, refused=heard.error is not None and heard.error.code not in RECORDED)
-    except UnreachableError:
-        return _not_delivered(effect, body)
-    finally:
-        if not told:
-            spool.release(entry)
-    error = heard.error
-    if error is None:
-        return read_shown(heard.document)
-    if error.code in DOUBTS:
-        return read_answer_to_call(heard.status, heard.document, tool=want.tool)
-    if error.code in LATE:
-        return (yield from _looked_at(effect, want.headers, error, clock))
-    if error.retry.action in ("same-request", "wait"):
-        return _not_delivered(effect, body)
-    raise error
-
-
-def _looked_at(effect: Effect, headers: tuple[tuple[str, str], ...], error: OutboxError, clock: Clock) -> Carrying[CallResult]:
-    """What stands, where an attempt was closed by somebody else."""
-    patience = Patience(SETTLE_SECONDS, clock)
-
-    def request() -> Request:
-        return Request(
-            method="GET", path=reservation_path(effect.reservation_id), headers=headers, seconds=answer_seconds(0, patience)
-        )
-
-    try:
-        heard = yield from ask(request, patience, records=False)
-    except OutboxError:
-        raise error from None
-    if heard.error is not None:
-        raise error
-    return read_shown(heard.document, replayed=True)
-
-
-def _not_delivered(effect: Effect, body: Mapping[str, Any]) -> Waiting:
-    """The effect was carried out, or not, and the gateway does not know yet: it has no end."""
-    LOG.warning("what became of the effect %s is not delivered yet; it is kept and tried again", effect.reservation_id)
-    message, seconds = _MESSAGE.format(seconds=int(ASK_AGAIN_SECONDS)), ASK_AGAIN_SECONDS
-    return Waiting(
-        message=message,
-        is_error=False,
-        state="executing",
-        retry=Retry(action="wait", after_seconds=seconds, url=reservation_path(effect.reservation_id)),
-        replayed=False,
-        replay=None,
-        reservation_id=effect.reservation_id,
-        operation_key=effect.operation_key,
-        input_digest=None,
-        guarantee_class=None,
-        owner=None,
-        result=body.get("result"),
-        receipt=None,
-        failure=None,
-        decision=None,
-        review=None,
-        run=None,
-        document={},
-    )
-
-
 def _looking_first(
     want: Want, first: ProbeFirst, patience: Patience, waiting: Patience, clock: Clock
 ) -> Carrying[CallResult | None]:
@@ -673,9 +455,12 @@ def _looking_first(
     effect, last = first.effect, read_shown(first.document)
     assert want.probe is not None
     path = f"{reservation_path(effect.reservation_id)}/probes"
-    begin = partial(_bare, path, {"attempt_id": effect.attempt_id}, want.headers, patience)
+
+    def ask_to(where: str, body: Mapping[str, Any]) -> Carrying[Heard]:
+        return (yield from ask(lambda: post(where, body, want.headers, answer_seconds(0, patience)), patience))
+
     while True:
-        begun = yield from ask(begin, patience)
+        begun = yield from ask_to(path, {"attempt_id": effect.attempt_id})
         if begun.error is not None:
             # The doubt has moved on: another attempt, an end, or somebody else's answer.
             if begun.error.code in MOVED_ON:
@@ -693,7 +478,7 @@ def _looking_first(
         else:
             answer = _looked(performed.value, want.receipt)
             where = f"{path}/{quote(look.text('probe_id'), safe='')}"
-            heard = yield from ask(partial(_bare, where, answer, want.headers, patience), patience)
+            heard = yield from ask_to(where, answer)
             if heard.error is not None:
                 if heard.error.code in MOVED_ON:
                     return None
@@ -723,58 +508,6 @@ def _looked(value: object, receipt: ReceiptOf | None) -> dict[str, Any]:
         result = {} if value.result is None else {"result": stored_form(value.result).value}
         return {"found": True, "external_reference": value.external_reference, **result}
     raise BadHandlerError(f"probe: expected it to return the effect's reference, Found(...) or None, not {type(value).__name__}.")
-
-
-def _told_of(error: BaseException, own: Classify | None) -> dict[str, Any]:
-    """What a settlement says of an exception."""
-    classified: Classified | None = None
-    if own is not None and isinstance(error, Exception):
-        try:
-            verdict = own(error)
-            classified = Classified(outcome=verdict, reason=type(error).__name__) if isinstance(verdict, str) else verdict
-            if classified is not None and classified.outcome not in ("rejected", "deferred", "unsent", "unknown"):
-                raise ValueError("no such outcome")
-        except Exception as raised:
-            LOG.warning("classify= failed (%s), so the exception says nothing", type(raised).__name__)
-            classified = Classified(outcome="unknown", reason=type(error).__name__)
-    if classified is None:
-        classified = classify(error)
-    members: dict[str, Any] = {"outcome": classified.outcome, "reason": _plain(classified.reason)}
-    if classified.provider_status is not None and 100 <= classified.provider_status <= 999:
-        members["provider_status"] = classified.provider_status
-    if classified.provider_code is not None:
-        members["provider_code"] = classified.provider_code
-    if classified.stored and classified.outcome == "rejected":
-        members["stored"] = True
-    return members
-
-
-def _plain(reason: str) -> str:
-    """A reason as the gateway takes one: a few plain words."""
-    words = "".join(
-        character if character.isascii() and (character.isalnum() or character in " _.:/-") else " " for character in reason
-    )
-    return words.strip()[:100] or "exception"
-
-
-def _post(effect: Effect, verb: str, body: Mapping[str, Any], headers: tuple[tuple[str, str], ...], seconds: float) -> Request:
-    return Request(
-        method="POST",
-        path=f"{reservation_path(effect.reservation_id)}/{verb}",
-        headers=(*headers, ("Content-Type", "application/json")),
-        body=strict_json.write(body),
-        seconds=seconds,
-    )
-
-
-def _bare(path: str, body: Mapping[str, Any], headers: tuple[tuple[str, str], ...], patience: Patience) -> Request:
-    return Request(
-        method="POST",
-        path=path,
-        headers=(*headers, ("Content-Type", "application/json")),
-        body=strict_json.write(body),
-        seconds=answer_seconds(0, patience),
-    )
 
 
 def _seconds(members: Members, name: str) -> float:

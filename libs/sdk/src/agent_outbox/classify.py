@@ -123,7 +123,7 @@ def classify(error: BaseException, *, single_try: bool = False) -> Classified:
         return Classified(
             outcome="rejected",
             reason="Rejected",
-            provider_status=error.status,
+            provider_status=_whole(error.status),
             provider_code=_code(error.code),
             stored=error.stored,
         )

@@ -43,6 +43,9 @@ PAUSE_SECONDS_MIN = 0.05
 
 _WAIT_APPLIED = re.compile(r"\bwait=([0-9]{1,9})\b")
 
+Headers = tuple[tuple[str, str], ...]
+"""Headers of a request, as names and values."""
+
 FINAL_STATES = frozenset({"failed", "denied", "voided"})
 BETWEEN_US = frozenset({502, 503, 504})
 """Statuses by which a proxy says that it could not reach the gateway."""
@@ -60,7 +63,7 @@ class Request:
     method: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     body: bytes | None = None
     seconds: float
 
@@ -148,7 +151,7 @@ class Call:
 
     tool: str
     body: bytes
-    headers: tuple[tuple[str, str], ...]
+    headers: Headers
     wait: float | None
     deadline: float | None
 
@@ -201,7 +204,7 @@ def calling(call: Call, clock: Clock) -> Conversation[CallResult]:
     return (yield from _follow(call, result, waiting, patience, clock, held=held, seconds_max=seconds_max))
 
 
-def resolving(body: bytes, headers: tuple[tuple[str, str], ...], deadline: float | None, clock: Clock) -> Conversation[Heard]:
+def resolving(body: bytes, headers: Headers, deadline: float | None, clock: Clock) -> Conversation[Heard]:
     """Ask what a tool call would come to.
 
     Args:
@@ -230,7 +233,7 @@ def resolving(body: bytes, headers: tuple[tuple[str, str], ...], deadline: float
 def looking(
     path: str,
     query: tuple[tuple[str, str], ...],
-    headers: tuple[tuple[str, str], ...],
+    headers: Headers,
     *,
     wait: float,
     deadline: float | None,
@@ -267,6 +270,24 @@ def looking(
 def reservation_path(reservation_id: str) -> str:
     """Where a reservation is looked at."""
     return f"/v1/reservations/{quote(reservation_id, safe='')}"
+
+
+def post(path: str, body: Mapping[str, Any], headers: Headers, seconds: float) -> Request:
+    """A request that changes something.
+
+    Args:
+        path: below the gateway's address.
+        body: JSON.
+        headers: beside its content type.
+        seconds: how long its answer may take.
+    """
+    return Request(
+        method="POST",
+        path=path,
+        headers=(*headers, ("Content-Type", "application/json")),
+        body=strict_json.write(body),
+        seconds=seconds,
+    )
 
 
 def receipt_path(receipt_id: str) -> str:

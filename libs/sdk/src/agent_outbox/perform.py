@@ -18,15 +18,15 @@ from dataclasses import replace
 from agent_outbox.carry import (
     Perform,
     Performed,
-    delivering_waiting,
     heartbeating,
-    settle_path,
     settlement,
     telling_unknown,
 )
-from agent_outbox.conversation import BACK_OFF_SECONDS
+from agent_outbox.classify import NotSent
+from agent_outbox.conversation import BACK_OFF_SECONDS, Headers
+from agent_outbox.delivery import delivering_waiting, settle_path
 from agent_outbox.effect import Effect, is_async, lease_clock
-from agent_outbox.errors import BadHandlerError, OutboxError
+from agent_outbox.errors import BadHandlerError
 from agent_outbox.spool import Spool
 from agent_outbox.transport import AsyncTransport, SyncTransport
 
@@ -43,8 +43,6 @@ CANCEL_SECONDS = 2.0
 
 DELIVER_AGAIN_SECONDS_MAX = 30.0
 
-Headers = tuple[tuple[str, str], ...]
-
 
 class Deliverer:
     """Delivers what a spool keeps, in a thread of its own that ends when nothing waits."""
@@ -59,32 +57,40 @@ class Deliverer:
         self._url = url
         self._headers = headers
         self._spool = spool
-        self._turn = threading.Lock()
-        self._thread: tuple[int, threading.Thread] | None = None
+        self._began()
+
+    def _began(self) -> None:
+        self._process, self._turn = os.getpid(), threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def kick(self) -> None:
         """Begin where something waits and nobody is at it."""
-        if not self._spool.waiting():
+        if not self._spool.waiting(again=True):
             return
+        if self._process != os.getpid():
+            # A fork has no thread of its parent's, and a lock that one of them held nobody would ever release.
+            self._began()
         with self._turn:
-            if self._thread is None or self._thread[0] != os.getpid() or not self._thread[1].is_alive():
-                thread = threading.Thread(target=self._deliver, name="outbox-deliver", daemon=True)
-                self._thread = (os.getpid(), thread)
-                thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._deliver, name="outbox-deliver", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # The process has too many, or is ending.
+                    LOG.warning("what became of effects is not delivered now (%s); it is kept", error)
 
     def _deliver(self) -> None:
         transport, failures = SyncTransport(self._url), 0
         pause = threading.Event()
         try:
             while True:
-                if transport.hold(delivering_waiting(self._spool, self._headers, lease_clock)):
-                    with self._turn:
-                        if not self._spool.waiting():
-                            self._thread = None
-                            return
-                    continue
-                failures += 1
-                pause.wait(min(BACK_OFF_SECONDS * 2 ** min(failures, 10), DELIVER_AGAIN_SECONDS_MAX))
+                delivered = transport.hold(delivering_waiting(self._spool, self._headers, lease_clock, again=True))
+                with self._turn:
+                    if not self._spool.waiting(again=True):
+                        self._thread = None
+                        return
+                failures = 0 if delivered else failures + 1
+                if failures:
+                    pause.wait(min(BACK_OFF_SECONDS * 2 ** min(failures, 10), DELIVER_AGAIN_SECONDS_MAX))
         finally:
             transport.close()
 
@@ -105,7 +111,10 @@ class SyncPerformer:
         """What a handler or probe did; never raises."""
         stop = threading.Event()
         if not step.is_probe:
-            threading.Thread(target=self._keep, args=(step.effect, stop), name="outbox-heartbeat", daemon=True).start()
+            try:
+                threading.Thread(target=self._keep, args=(step.effect, stop), name="outbox-heartbeat", daemon=True).start()
+            except RuntimeError as error:
+                return _not_begun(error)
         try:
             value = step.function(step.effect)
         except BaseException as error:
@@ -123,16 +132,19 @@ class SyncPerformer:
 
     def _keep(self, effect: Effect, stop: threading.Event) -> None:
         lease, clock, again = effect.lease, effect.lease.clock, False
-        try:
-            while not stop.wait(_until_next_beat(effect, again)):
-                reason = lease.over()
-                if reason is not None:
-                    LOG.warning("the handler of %s goes on after its time (%s); its effect is in doubt", effect.tool, reason)
-                    self._transport.hold(telling_unknown(effect, reason, self._headers, clock))
-                    return
-                again = not self._transport.hold(heartbeating(effect, self._headers, clock))
-        except Exception:
-            LOG.exception("the lease of %s is not renewed any more", effect.tool)
+        while not stop.wait(_until_next_beat(effect, again)):
+            reason = lease.over()
+            try:
+                if reason is None:
+                    again = not self._transport.hold(heartbeating(effect, self._headers, clock))
+                    continue
+                LOG.warning("the handler of %s goes on after its time (%s); its effect is in doubt", effect.tool, reason)
+                self._transport.hold(telling_unknown(effect, reason, self._headers, clock))
+                return
+            except Exception:
+                # Whatever it is, the handler goes on, and so does its lease where the next heartbeat gets through.
+                LOG.exception("a heartbeat of %s failed", effect.tool)
+                again = True
 
 
 class AsyncPerformer:
@@ -194,8 +206,17 @@ class AsyncPerformer:
             except RuntimeError:  # The event loop is closed.
                 self._late(step, performed)
 
-        threading.Thread(target=work, name="outbox-handler").start()
-        performed = await done
+        try:
+            threading.Thread(target=work, name="outbox-handler").start()
+        except RuntimeError as error:
+            return _not_begun(error)
+        try:
+            performed = await done
+        except asyncio.CancelledError:
+            if done.cancelled():
+                raise
+            # It ended in the moment of the cancellation, and what it did must not be forgotten for that.
+            performed = done.result()
         if performed.error is None and inspect.isawaitable(performed.value):
             try:
                 return Performed(value=await performed.value)
@@ -232,7 +253,9 @@ class AsyncPerformer:
     async def _beat(self, effect: Effect) -> bool:
         try:
             return await self._transport.hold(heartbeating(effect, self._headers, effect.lease.clock))
-        except OutboxError:
+        except Exception:
+            # Whatever it is, the handler goes on, and so does its lease where the next heartbeat gets through.
+            LOG.exception("a heartbeat of %s failed", effect.tool)
             return False
 
 
@@ -258,6 +281,11 @@ def _until_next_beat(effect: Effect, again: bool) -> float:
     lease = effect.lease
     pause = min(BEAT_AGAIN_SECONDS, lease.seconds / 10) if again else lease.seconds / BEATS_A_LEASE
     return max(min(pause, lease.left()), 0.01)
+
+
+def _not_begun(error: RuntimeError) -> Performed:
+    """No thread could be started, because the process has too many or is ending: nothing was called, so nothing was sent."""
+    return Performed(error=NotSent(str(error)))
 
 
 def _raised(error: BaseException) -> Performed:

@@ -11,6 +11,7 @@ Nothing is sent here. A relay (`outbox relay`) submits what was committed; until
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable
 from importlib.resources import files
 from typing import Any, Protocol, overload
@@ -75,7 +76,8 @@ def enqueue(connection: Any, call: ToolCall) -> str | Awaitable[str]:
     stated = call.stated()
     if not isinstance(stated["tool"], str) or not stated["tool"]:
         raise malformed("$.tool", "the name of a tool")
-    id, body = str(uuid4()), strict_json.write(stated).decode()
+    # In ASCII, so that it reaches the row unchanged whatever encoding the caller's connection or database has.
+    id, body = str(uuid4()), json.dumps(strict_json.carried(stated), allow_nan=False)
     values = (id, stated["tool"], body)
     classes = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(connection).__mro__}
     if "psycopg.Connection" in classes:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, cast
 
+from agent_outbox import times
 from agent_outbox.errors import RETRY_ACTIONS, Retry, RetryAction, unexpected
 
 
@@ -67,11 +68,9 @@ class Members:
     def moment(self, member: str) -> datetime:
         """A time that must be there."""
         try:
-            # Python 3.10 does not know the Z that RFC 3339 writes.
-            moment = datetime.fromisoformat(self.text(member).replace("Z", "+00:00"))
+            return times.read(self.text(member))
         except ValueError:
             raise self._wrong(member) from None
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
     def moment_or_none(self, member: str) -> datetime | None:
         """A time, None where it is null or absent."""

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_outbox.client import AsyncOutbox
-from agent_outbox.errors import NotFoundError, OutboxError, SettingsError
+from agent_outbox.async_client import AsyncOutbox
+from agent_outbox.errors import NotAToolCallError, NotFoundError, OutboxError, Retry, SettingsError
 from agent_outbox.results import CallResult, Done, InDoubt, Refused, Waiting
 from agent_outbox.settings import seconds_of
 from agent_outbox.tool_call import ToolCall
@@ -51,6 +51,9 @@ BACK_OFF_SECONDS_MAX = 60.0
 DOUBT_SECONDS = 60.0
 """How often a doubt that waits for a person is looked at."""
 
+PAUSE_SECONDS_MAX = 86_400.0
+"""After at most so long a call that waits is asked for again."""
+
 ROWS_DELETED_MAX = 1_000
 
 NOT_THE_CALLS_FAULT = frozenset({"invalid-key", "key-expired", "key-revoked", "unexpected-answer"})
@@ -74,13 +77,14 @@ END = """
 update agent_outbox_calls
 set state = $2, call = case when $2 = 'done' then null else call end, reservation_id = coalesce($3, reservation_id),
     receipt = $4::json, result = $5::json, code = $6, message = $7, ended_at = now()
-where id = $1::uuid and state = 'waiting'
+where id = $1::uuid and state <> 'done' and ($2 = 'done' or (state = 'waiting' and tries = $8::int and round = $9::int))
 """
+"""A success is written down whoever learns it, and however late; a refusal only by the relay that has the row."""
 
 LATER = """
 update agent_outbox_calls
 set due_at = now() + $2::float8 * interval '1 second', reservation_id = $3, code = $4, message = $5, refusals = refusals + $6::int
-where id = $1::uuid and state = 'waiting'
+where id = $1::uuid and state = 'waiting' and tries = $7::int and round = $8::int
 """
 
 FORGET = """
@@ -116,7 +120,7 @@ class Enqueued:
 
     Attributes:
         id: of the row.
-        call: what is asked for.
+        call: the JSON text of what is asked for, as it stands in the row.
         tries: how often it was taken up, this time included.
         refusals: how often it was refused with leave to try again.
         round: counts the times that a person had it tried anew, from 1; names the request together with the id.
@@ -124,7 +128,7 @@ class Enqueued:
     """
 
     id: str
-    call: ToolCall
+    call: str
     tries: int
     refusals: int
     round: int
@@ -180,7 +184,7 @@ class Database:
 
         if self._connection is None:
             self._connection = await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True, prepare_threshold=None, connect_timeout=10
+                self._dsn, autocommit=True, prepare_threshold=None, connect_timeout=10, client_encoding="utf8"
             )
         async with psycopg.AsyncRawCursor(self._connection) as cursor:
             await asyncio.wait_for(cursor.execute(statement.encode(), values), 30)
@@ -289,46 +293,55 @@ class Relay:
     async def _take_up(self, count: int) -> list[Enqueued]:
         rows = await self._database.rows(CLAIM, count, self._lease)
         return [
-            Enqueued(id=id, call=ToolCall(**json.loads(call)), tries=tries, refusals=refusals, round=round, reservation_id=held)
+            Enqueued(id=id, call=call, tries=tries, refusals=refusals, round=round, reservation_id=held)
             for id, call, tries, refusals, round, held in rows
         ]
 
     async def _submit(self, row: Enqueued) -> None:
+        """Ask for what one row holds and write down what comes of it. Whatever is wrong with it stays with this row."""
         try:
             result = await self._ask(row)
         except OutboxError as error:
             if error.code in NOT_THE_CALLS_FAULT or error.retry.action in ("same-request", "wait"):
-                LOG.warning("%s %s is tried again: %s", row.call.tool, row.id, error.detail)
+                LOG.warning("%s is tried again: %s", row.id, error.detail)
                 pause = max(_back_off(row.tries), error.retry.after_seconds or 0.0)
-                await self._write(LATER, row.id, pause, row.reservation_id, error.code, error.as_tool_message(), 0)
+                await self._later(row, pause, row.reservation_id, error.code, error.as_tool_message())
             else:
                 await self._refuse(row, None, error.code, error.as_tool_message())
-            return
-        await self._write_down(row, result)
+        except Exception as error:
+            LOG.exception("%s could not be submitted and is tried again", row.id)
+            await self._later(row, _back_off(row.tries), row.reservation_id, "internal", type(error).__name__)
+        else:
+            await self._write_down(row, result)
 
     async def _ask(self, row: Enqueued) -> CallResult:
-        """What came of a call: looked at where it is known to the gateway, else asked for."""
+        """What came of a call: looked at where it is known to the gateway, else asked for.
+
+        Raises:
+            OutboxError: it could not be asked for. `not-a-tool-call`: the row holds none that this version knows; a relay of the
+                version that wrote it may.
+        """
         if row.reservation_id is not None:
             with contextlib.suppress(NotFoundError):  # A ledger that lost its end is asked anew.
                 found = await self._outbox.get(row.reservation_id, wait=self._lease / 4)
                 return found.answer
         # The key names this request of this row: a refusal that was given before a relay died is given again.
-        return await self._outbox.call(row.call, request_key=f"{row.id}:{row.round}")
+        return await self._outbox.call(_call_in(row), request_key=f"{row.id}:{row.round}")
 
     async def _write_down(self, row: Enqueued, result: CallResult) -> None:
         if isinstance(result, Done):
             receipt, projection = json.dumps(result.receipt.document), json.dumps(result.document.get("result"))
-            await self._write(END, row.id, "done", result.reservation_id, receipt, projection, None, result.message)
+            written = (result.reservation_id, receipt, projection, None, result.message)
+            await self._write(row, END, "done", *written, row.tries, row.round)
         elif isinstance(result, Waiting):
             pause = result.retry.after_seconds if result.retry.after_seconds is not None else BACK_OFF_SECONDS
-            await self._write(LATER, row.id, pause, result.reservation_id, None, result.message, 0)
+            await self._later(row, pause, result.reservation_id, None, result.message)
         elif isinstance(result, InDoubt):
             after = result.retry.after_seconds if result.retry.action == "wait" else None
-            pause = DOUBT_SECONDS if after is None else after
-            await self._write(LATER, row.id, pause, result.reservation_id, result.code, result.message, 0)
+            await self._later(row, DOUBT_SECONDS if after is None else after, result.reservation_id, result.code, result.message)
         elif self._may_be_tried_again(row, result):
             pause = max(_back_off(row.refusals + 1), result.retry.after_seconds or 0.0)
-            await self._write(LATER, row.id, pause, None, result.code, result.message, 1)
+            await self._later(row, pause, None, result.code, result.message, refusals=1)
         else:
             await self._refuse(row, result.reservation_id, result.code, result.message)
 
@@ -338,17 +351,24 @@ class Relay:
         return asked_again and row.refusals + 1 < REFUSALS_MAX
 
     async def _refuse(self, row: Enqueued, reservation_id: str | None, code: str, message: str) -> None:
-        LOG.error("%s %s is refused (%s): outbox enqueue list", row.call.tool, row.id, code)
-        await self._write(END, row.id, "refused", reservation_id, None, None, code, message)
+        LOG.error("%s is refused (%s): outbox enqueue list", row.id, code)
+        await self._write(row, END, "refused", reservation_id, None, None, code, message, row.tries, row.round)
 
-    async def _write(self, statement: str, *values: object) -> None:
-        """Write down what came of a row, for as long as this relay lives; else its lease ends and the same is asked again."""
-        failures = 0
-        while not await self._is_written(statement, values):
+    async def _later(
+        self, row: Enqueued, pause: float, reservation_id: str | None, code: str | None, message: str, *, refusals: int = 0
+    ) -> None:
+        pause = min(pause, PAUSE_SECONDS_MAX)
+        await self._write(row, LATER, pause, reservation_id, code, message, refusals, row.tries, row.round)
+
+    async def _write(self, row: Enqueued, statement: str, *values: object) -> None:
+        """Write down what came of a row while this relay has it; afterwards another takes it up and asks the same again."""
+        failures, until = 0, asyncio.get_running_loop().time() + self._lease
+        while not await self._is_written(statement, (row.id, *values)):
             failures += 1
-            if self._stopping.is_set() and failures > 3:
+            pause = _back_off(failures)
+            if (self._stopping.is_set() and failures > 3) or asyncio.get_running_loop().time() + pause > until:
                 return
-            await asyncio.sleep(_back_off(failures))
+            await asyncio.sleep(pause)
 
     async def _is_written(self, statement: str, values: tuple[object, ...]) -> bool:
         try:
@@ -363,6 +383,15 @@ class Relay:
             with contextlib.suppress(Exception):  # The next time will do.
                 await self._database.rows(FORGET, self._keep, ROWS_DELETED_MAX)
             await asyncio.sleep(60)
+
+
+def _call_in(row: Enqueued) -> ToolCall:
+    try:
+        return ToolCall(**json.loads(row.call))
+    except (TypeError, ValueError) as error:
+        raise NotAToolCallError(
+            f"The row holds no call that this version of agent-outbox knows ({error}).", retry=Retry(action="wait")
+        ) from None
 
 
 def _back_off(number: int) -> float:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 LOG = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ class Spool:
         self.folder = folder
         self._mine: set[str] = set()
         self._unkept: list[Entry] = []
+        self._put_off: dict[str, int] = {}
         self._turn = threading.Lock()
+        _ALL.add(self)
 
     def keep(self, path: str, body: Mapping[str, Any]) -> Entry:
         """Keep a settlement until `remove`. Whatever goes wrong with the disk, it is kept in memory at least.
@@ -113,34 +115,44 @@ class Spool:
             refused: it would not take it; then it is kept aside, for people.
         """
         with self._turn:
+            self._put_off.pop(entry.body["attempt_id"], None)
             if entry in self._unkept:
                 self._unkept.remove(entry)
         if entry.file is None:
             return
         with contextlib.suppress(OSError):
             if refused:
-                aside = entry.file.parent / "refused"
-                aside.mkdir(mode=0o700, exist_ok=True)
-                if sum(1 for _ in os.scandir(aside)) < REFUSED_MAX:
-                    entry.file.rename(aside / entry.file.name)
+                _set_aside(entry.file)
             entry.file.unlink(missing_ok=True)
         self.release(entry)
 
-    def waiting(self) -> list[Entry]:
-        """What nobody is delivering at this moment, oldest first."""
+    def put_off(self, entry: Entry) -> None:
+        """It could not be delivered, although others may be: it comes after them from now on."""
         with self._turn:
-            mine, found = set(self._mine), list(self._unkept)
+            name = entry.body["attempt_id"]
+            self._put_off[name] = self._put_off.get(name, 0) + 1
+
+    def waiting(self, *, again: bool = True) -> list[Entry]:
+        """What nobody is delivering at this moment: first what was put off least often, then what is oldest.
+
+        Args:
+            again: what was put off is wanted too.
+        """
+        with self._turn:
+            mine, found, put_off = set(self._mine), list(self._unkept), dict(self._put_off)
         self._adopt()
         for file in sorted(self._files()):
             if file.name not in mine and not _is_anothers(file):
-                entry = _read(file)
+                entry = self._readable(file)
                 if entry is not None:
                     found.append(entry)
-        return found
+        if not again:
+            return [entry for entry in found if entry.body["attempt_id"] not in put_off]
+        return sorted(found, key=lambda entry: put_off.get(entry.body["attempt_id"], 0))
 
     def forget(self) -> None:
         """Forget what another process, of which this one is a fork, is delivering."""
-        self._mine, self._unkept, self._turn = set(), [], threading.Lock()
+        self._mine, self._unkept, self._put_off, self._turn = set(), [], {}, threading.Lock()
 
     def is_full(self) -> bool:
         """Whether so much waits that nothing new should be begun."""
@@ -153,17 +165,40 @@ class Spool:
                 total += file.stat().st_size
         return total >= BYTES_MAX
 
+    def _readable(self, file: Path) -> Entry | None:
+        """The settlement in a file. What holds none would be met for ever, so it is set aside."""
+        try:
+            return _read(file)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            LOG.error("a kept settlement cannot be read; it is kept beside the others: %s", file)
+            with contextlib.suppress(OSError):
+                _set_aside(file)
+        except OSError as error:
+            LOG.error("a kept settlement cannot be read (%s): %s", type(error).__name__, file)
+        return None
+
     def _adopt(self) -> None:
         """Take over what dead processes had written and not yet named: all of it is there where it can be read."""
         for file in self._listed():
             named = _NAME.fullmatch(file.name[1:]) if file.name.startswith(".") else None
-            if named is None or int(named[2]) == os.getpid() or _is_alive(int(named[2])):
+            if named is None or self._is_at_work(named[0], int(named[2])):
                 continue
             with contextlib.suppress(OSError):
-                if _read(file, torn=True) is None:
+                try:
+                    _read(file)
+                except ValueError:
                     file.unlink(missing_ok=True)
                 else:
                     file.rename(file.parent / named[0])
+
+    def _is_at_work(self, name: str, process_id: int) -> bool:
+        """Whether who began a file may still be writing it. In a container an earlier process had this one's number."""
+        if process_id == os.getpid():
+            with self._turn:
+                return name in self._mine
+        return _is_alive(process_id)
 
     def _listed(self) -> list[Path]:
         try:
@@ -201,7 +236,8 @@ def folder_of(spool: str | os.PathLike[str] | None, *, url: str, key: str | None
         return None
     found = _KEY.fullmatch(key or "")
     name = f"{url}\n{found[1] if found else 'keyless' if key is None else 'unknown'}"
-    return Path(spool) / hashlib.sha256(name.encode()).hexdigest()[:32]
+    # Where it is now, so that a process which changes its folder still finds what it kept.
+    return Path(spool).absolute() / hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def default_folder(environment: Mapping[str, str]) -> str:
@@ -221,6 +257,7 @@ def default_folder(environment: Mapping[str, str]) -> str:
     return str(Path(tempfile.gettempdir()) / f"agent-outbox-{user}" / "spool")
 
 
+_ALL: WeakSet[Spool] = WeakSet()
 _SPOOLS: WeakValueDictionary[Path, Spool] = WeakValueDictionary()
 _SPOOLS_TURN = threading.Lock()
 
@@ -229,7 +266,7 @@ def _after_fork() -> None:
     """A child delivers nothing of what its parent is delivering, and waits for no thread that stayed there."""
     global _SPOOLS_TURN
     _SPOOLS_TURN = threading.Lock()
-    for spool in list(_SPOOLS.values()):
+    for spool in list(_ALL):
         spool.forget()
 
 
@@ -282,16 +319,26 @@ def _is_alive(process_id: int) -> bool:
     return True
 
 
-def _read(file: Path, *, torn: bool = False) -> Entry | None:
+def _read(file: Path) -> Entry:
+    """The settlement in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds none.
+    """
     try:
         document = json.loads(file.read_bytes())
         path, body = document["path"], document["body"]
-        if not isinstance(path, str) or not path.startswith("/") or not isinstance(body, dict) or "attempt_id" not in body:
-            raise ValueError
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        if not torn:
-            LOG.error("a kept settlement cannot be read: %s", file)
-        return None
+        if not path.startswith("/") or not isinstance(body["attempt_id"], str):
+            raise ValueError("it names no attempt of the gateway's")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it is no settlement") from error
     return Entry(file=file, path=path, body=body)
+
+
+def _set_aside(file: Path) -> None:
+    """Keep a file where nobody delivers it, as long as there are not too many."""
+    aside = file.parent / "refused"
+    aside.mkdir(mode=0o700, exist_ok=True)
+    if sum(1 for _ in os.scandir(aside)) < REFUSED_MAX:
+        file.rename(aside / file.name)

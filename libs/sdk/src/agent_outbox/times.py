@@ -1,13 +1,26 @@
-"""Times and durations as people read them on a terminal."""
+"""Times as the server writes them; durations as people read them on a terminal."""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
+
+_FRACTION = re.compile(r"\.([0-9]{1,6})[0-9]*")
 
 
 def read(text: str) -> datetime:
-    """A time as the server writes it."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    """A time as the server writes it; without a zone it is UTC.
+
+    Args:
+        text: RFC 3339. Python 3.10 knows neither its Z nor a fraction of other than three or six digits, and Postgres leaves out
+            zeros at the end.
+
+    Raises:
+        ValueError: it is none.
+    """
+    written = _FRACTION.sub(lambda found: f".{found[1]:0<6}", text.replace("Z", "+00:00"), count=1)
+    moment = datetime.fromisoformat(written)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def duration(seconds: float) -> str:

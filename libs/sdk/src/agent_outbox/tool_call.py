@@ -17,6 +17,9 @@ from agent_outbox.settings import UNSET, Unset
 
 _ARGUMENTS = "$.input"
 
+_CUT_OFF = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
+"""Why an answer of Anthropic's may end in the middle of its last block."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
@@ -124,7 +127,7 @@ class ToolCall:
             run, reference, occurrence, connection, checkpoint, context: as the attributes of that name.
             names: what the model calls each tool, to its name here; names that are not in it follow `tool_name`.
             response: the message that `obj` stands in; its `model` and `id` become `model` and `step`, and a call that was cut
-                off at `max_tokens` is noticed.
+                off (`max_tokens`, `model_context_window_exceeded`, `refusal`) is noticed.
 
         Returns:
             The call; `call_id` is the block's id.
@@ -137,8 +140,9 @@ class ToolCall:
             _refuse(obj, "a content block of type tool_use")
         call_id, blocks = _member(obj, "id"), _member(response, "content")
         last = blocks[-1] if isinstance(blocks, (list, tuple)) and blocks else None
-        if _member(response, "stop_reason") == "max_tokens" and last is not None and _member(last, "id") == call_id:
-            raise malformed(_ARGUMENTS, "the whole arguments; the answer was cut off at max_tokens")
+        reason = _member(response, "stop_reason")
+        if reason in _CUT_OFF and last is not None and _member(last, "id") == call_id:
+            raise malformed(_ARGUMENTS, f"the whole arguments; the answer was cut off ({reason})")
         return cls(
             tool=tool_name(_name(obj, obj), names),
             input=_arguments(_member(obj, "input")),
@@ -183,14 +187,17 @@ class ToolCall:
 
         Raises:
             MalformedArgumentsError: the arguments are not a JSON object that can be carried exactly.
-            NotAToolCallError: `obj` is something else, such as a chunk of a stream.
+            NotAToolCallError: `obj` is something else, such as a chunk of a stream; or it has no id by which to find what the
+                model wrote of it among several.
         """
         if _member(obj, "type") not in (None, "tool_call", "invalid_tool_call") or _member(obj, "function") is not None:
             _refuse(obj, "an item of AIMessage.tool_calls")
         metadata, arguments = _member(response, "response_metadata"), _member(obj, "args")
-        for chunk in _member(response, "tool_call_chunks") or ():
-            if _member(chunk, "id") == _member(obj, "id"):
-                arguments = _member(chunk, "args")
+        chunks = [chunk for chunk in _member(response, "tool_call_chunks") or () if _member(chunk, "id") == _member(obj, "id")]
+        if len(chunks) > 1:
+            raise NotAToolCallError("Expected tool calls with an id each: several of this message have the same one, or none.")
+        if chunks:
+            arguments = _member(chunks[0], "args")
         return cls(
             tool=tool_name(_name(obj, obj), names),
             input=_arguments(arguments),

@@ -117,7 +117,7 @@ class SyncTransport:
                     if (refused := _too_much(body, until)) is not None:
                         return refused
                 return _answer(response, body)
-        except httpx2.RequestError as error:
+        except (httpx2.RequestError, RuntimeError) as error:  # RuntimeError: another thread has closed the connections.
             return _no_answer(error)
 
     def close(self) -> None:
@@ -238,7 +238,7 @@ def _answer(response: httpx2.Response, body: bytearray) -> Answer:
     )
 
 
-def _no_answer(error: httpx2.RequestError) -> NoAnswer:
+def _no_answer(error: Exception) -> NoAnswer:
     told = str(error)
     reason = f"{type(error).__name__}: {told}" if told else type(error).__name__
     return NoAnswer(reason=reason[:500], possibly_sent=not isinstance(error, NOTHING_SENT))

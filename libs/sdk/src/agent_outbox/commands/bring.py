@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.command_line import EXIT_KEY, EXIT_REFUSED, EXIT_UNREACHABLE
 from agent_outbox.commands.doubts import read_rate
 from agent_outbox.errors import OutboxError, SettingsError, UnreachableError

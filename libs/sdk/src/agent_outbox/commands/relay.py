@@ -8,7 +8,7 @@ import signal
 
 import rich_click as click
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.errors import SettingsError
 from agent_outbox.relay import CONCURRENCY, KEEP_SECONDS, LEASE_SECONDS, POLL_SECONDS, Relay
 

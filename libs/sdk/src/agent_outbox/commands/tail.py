@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import rich_click as click
 from rich.console import Console
 from rich.text import Text
 
+from agent_outbox import times
 from agent_outbox.server import Server, with_server
 
 COLOURS = {"succeeded": "green", "failed": "red", "denied": "red", "voided": "yellow", "in_doubt": "bold yellow"}
@@ -66,7 +66,7 @@ def _show(console: Console, entry: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(entry, ensure_ascii=False))
         return
-    at = datetime.fromisoformat(entry["at"].replace("Z", "+00:00")).astimezone()
+    at = times.read(entry["at"]).astimezone()
     state = entry.get("to") or ""
     line = Text.assemble(
         (at.strftime("%H:%M:%S.%f")[:-3], "dim"),

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx2
 
-from agent_outbox.client import AsyncOutbox, Outbox
+from agent_outbox.async_client import AsyncOutbox
+from agent_outbox.client import Outbox
 from agent_outbox.effect import Effect
 from agent_outbox.results import CallResult, Done, InDoubt, Waiting
 from agent_outbox.testing.agents import Agent, AgentFailed, Edge, Journal

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 from uuid import UUID, uuid5
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.compat.agent_ledger import table
 from agent_outbox.compat.agent_ledger.errors import EffectLedgerValidationError
 from agent_outbox.compat.agent_ledger.profile import Profile

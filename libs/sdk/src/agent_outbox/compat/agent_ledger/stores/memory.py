@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.compat.agent_ledger.errors import EffectStoreError
 from agent_outbox.compat.agent_ledger.profile import Profile
 from agent_outbox.compat.agent_ledger.stores.outbox import OutboxStore

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.classify import Classified
-from agent_outbox.client import AsyncOutbox, Outcome
+from agent_outbox.client_base import Outcome
 from agent_outbox.compat.agent_ledger.errors import (
     EffectConflictError,
     EffectDeniedError,

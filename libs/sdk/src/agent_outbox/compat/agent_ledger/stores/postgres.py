@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from agent_outbox.client import AsyncOutbox
+from agent_outbox.async_client import AsyncOutbox
 from agent_outbox.compat.agent_ledger.errors import EffectStoreError
 from agent_outbox.compat.agent_ledger.profile import Profile
 from agent_outbox.compat.agent_ledger.stores.outbox import OutboxStore
