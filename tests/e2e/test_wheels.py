@@ -64,6 +64,41 @@ def test_receipt_of_a_call_is_listed(installed: Path, running: dict[str, Any], t
     assert "refund:pi_wheel:case-1" in outbox(installed, tmp_path, "tail", env=env)
 
 
+ON_THE_OLDEST_PYTHON = """
+import importlib, json, pkgutil, sys
+import agent_outbox
+from agent_outbox import Outbox, ToolCall
+from agent_outbox.times import read
+
+assert sys.version_info[:2] == tuple(map(int, sys.argv[1].split("."))), sys.version
+for module in pkgutil.walk_packages(agent_outbox.__path__, "agent_outbox."):
+    if module.name not in ("agent_outbox.testing.plugin",):  # is pytest's to import
+        importlib.import_module(module.name)
+assert read("2026-11-28T13:57:19.5645+00:00").microsecond == 564_500
+with Outbox() as outbox:
+    call = {"tool": "stripe.refund.create", "input": {"payment_intent": "pi_oldest", "amount": 700}, "reference": "case-1"}
+    first, again = outbox.call(**call), outbox.call(**call)
+    assert first and again.replayed and again.receipt.id == first.receipt.id, (first, again)
+    own = ToolCall(tool="billing.charge.create", input={"order": "o-1"})
+    run = outbox.run(own, lambda effect: {"id": "ch_1"}, key="charge:{order}", guarantee_class="A", receipt="id", owner="billing")
+    print(json.dumps([type(first).__name__, type(run).__name__]))
+"""
+
+
+def test_the_client_runs_on_the_oldest_python(
+    installed: Path, running: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The client's wheel alone, under the oldest Python that it promises, imports all it has, calls, and carries an effect out."""
+    python = wheels.client_environment(installed.parents[2] / "dist", tmp_path / "environment")
+    if python is None:
+        pytest.skip(f"no Python {wheels.CLIENT_PYTHON} on this machine")
+    env = {"OUTBOX_URL": running["url"], "OUTBOX_KEY": running["agent_key"], "OUTBOX_SPOOL": str(tmp_path / "spool")}
+    command = [str(python), "-c", ON_THE_OLDEST_PYTHON, wheels.CLIENT_PYTHON]
+    process = start_command(command, env=env, folder=tmp_path, name="client", inherit=False)
+    assert process.wait(deadline_seconds=60) == 0, process.log()
+    assert json.loads(process.log().splitlines()[-1]) == ["Done", "Done"]
+
+
 def test_conforms(installed: Path, running: dict[str, Any], tmp_path: Path) -> None:
     """`outbox conformance` of the wheel tests the installed server; what it finds kept is kept."""
     (tmp_path / "ready.json").write_text(json.dumps(running))

@@ -1,6 +1,7 @@
 """The product as a user installs it: wheels of every member in an environment of their own, built once per session."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 UV = ROOT / ".ci" / "uv"
 MEMBERS_MIN = 9
 INSTALL_SECONDS = 600.0
+CLIENT_PYTHON = "3.10"
+"""The oldest Python that the client promises to run on (`requires-python` of its member)."""
 
 
 def uv(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -54,3 +57,27 @@ def _build(folder: Path) -> None:
     python = folder / "environment" / "bin" / "python"
     succeed(uv("pip", "install", "--quiet", "--python", python, "-r", folder / "requirements.txt"))
     succeed(uv("pip", "install", "--quiet", "--python", python, "--no-deps", "--no-index", *wheels))
+
+
+def client_environment(dist: Path, folder: Path) -> Path | None:
+    """The Python of a new environment of the oldest version that the client supports, with the client's wheel alone.
+
+    Args:
+        dist: where `installed` has put the wheels.
+        folder: of the environment.
+
+    Returns:
+        None where this machine has no such Python.
+    """
+    # Of several versions that pyenv keeps, its variable names one; others do not read it.
+    environment = {**os.environ, "PYENV_VERSION": CLIENT_PYTHON}
+    asked = [f"python{CLIENT_PYTHON}", "-c", "import sys; print(sys.executable)"]
+    try:
+        found = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    succeed(uv("venv", "--quiet", "--python", found, folder))
+    python = folder / "bin" / "python"
+    [wheel] = dist.glob("agent_outbox-*.whl")
+    succeed(uv("pip", "install", "--quiet", "--python", python, f"{wheel}[relay,agent-ledger]"))
+    return python
