@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fault.battery.callers import PAUSE_SECONDS, PAUSE_SECONDS_MAX, TRIES_MAX, WAIT_SECONDS_MAX, History
+from tests.fault.battery.callers import PAUSE_SECONDS, PAUSE_SECONDS_MAX, WAIT_SECONDS_MAX, History
 
 NUMBERS = (1, 2)
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 """Longer than of those who wait for a worker: nobody but its callers brings such an effect to its end."""
 
 CALL_SECONDS = 60.0
@@ -50,6 +50,16 @@ class Lost(Exception):
     """The process has ended, or was never heard of again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A call that an agent was told and has not answered."""
+
+    agent: int
+    token: str
+    writer: asyncio.StreamWriter
+    answer: asyncio.Future[dict[str, Any]]
+
+
 class Agents:
     """Those that are connected, and the calls that they have not answered yet."""
 
@@ -58,7 +68,7 @@ class Agents:
         self.port = 0
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._process_ids: dict[int, int] = {}
-        self._open: dict[int, tuple[int, str, asyncio.Future[dict[str, Any]]]] = {}
+        self._open: dict[int, Asked] = {}
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
@@ -81,7 +91,7 @@ class Agents:
 
     def carrying(self, token: str) -> set[int]:
         """The agents that are at a call for this operation key."""
-        return {number for number, of, _ in self._open.values() if of == token}
+        return {of.agent for of in self._open.values() if of.token == token}
 
     async def ask(
         self, history: History, number: int, wanted: WantedByAgent, process: int, *, provider_ports: Mapping[str, int]
@@ -96,8 +106,8 @@ class Agents:
             provider_ports: where the agent's links to the sandboxes are, by the sandbox's name.
         """
         give_up = time.monotonic() + PATIENCE_SECONDS
-        last, pause = "info", PAUSE_SECONDS
-        for _ in range(TRIES_MAX):
+        pause = PAUSE_SECONDS
+        while True:
             more = {"conflicting": True} if wanted.conflicting else {}
             of = history.invoke(process, wanted.token, agent=number, **more)
             order = {
@@ -116,20 +126,14 @@ class Agents:
             try:
                 told = await self._call(number, order)
             except Lost as error:
-                history.end(of, "info", code=str(error))
-                told = {"type": "info"}
-            else:
-                del told["call"]
-                final = told.pop("final", False)
-                history.end(of, **told)
-                if told["type"] != "info" or final:
-                    return str(told["type"])
-            last = "info"
-            if time.monotonic() >= give_up:
+                told = {"type": "info", "code": str(error)}
+            last: str = told["type"]
+            final = told.pop("final", False)
+            history.end(of, **told)
+            if last != "info" or final or time.monotonic() >= give_up:
                 return last
             await asyncio.sleep(pause)
             pause = min(pause * 1.7, PAUSE_SECONDS_MAX)
-        return last
 
     async def _call(self, number: int, order: Mapping[str, Any]) -> dict[str, Any]:
         """One call of an agent that is there, or comes back soon.
@@ -142,8 +146,9 @@ class Agents:
             async with asyncio.timeout(CALL_SECONDS):
                 async with self._changed:
                     await self._changed.wait_for(lambda: number in self._writers)
-                self._open[order["call"]] = (number, order["token"], answer)
-                self._writers[number].write(json.dumps(order).encode() + b"\n")
+                of = Asked(agent=number, token=order["token"], writer=self._writers[number], answer=answer)
+                self._open[order["call"]] = of
+                of.writer.write(json.dumps(order).encode() + b"\n")
                 return await answer
         except TimeoutError:
             raise Lost("silent") from None
@@ -159,13 +164,15 @@ class Agents:
         with contextlib.suppress(OSError):
             while line := await reader.readline():
                 told = json.loads(line)
-                _, _, answer = self._open.get(told["call"], (0, "", None))
-                if answer is not None and not answer.done():
-                    answer.set_result(told)
-        del self._writers[number], self._process_ids[number]
+                # Of a call that was given up nobody waits for the answer.
+                of = self._open.get(told.pop("call"))
+                if of is not None and not of.answer.done():
+                    of.answer.set_result(told)
         writer.close()
-        for of, _, answer in self._open.values():
-            if of == number and not answer.done():
-                answer.set_exception(Lost("the agent has ended"))
+        if self._writers[number] is writer:
+            del self._writers[number], self._process_ids[number]
+        for of in self._open.values():
+            if of.writer is writer and not of.answer.done():
+                of.answer.set_exception(Lost("the agent has ended"))
         async with self._changed:
             self._changed.notify_all()

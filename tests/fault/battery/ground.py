@@ -295,6 +295,11 @@ class Ground:
                     self.start_agent(number)
                 await asyncio.sleep(0.05)
 
+    def assert_agents_live(self) -> None:
+        """An agent that has ended without having been killed is a defect of the client, and nobody would bring its effects to their end."""
+        for process in self.agent_processes.values():
+            assert process.process.poll() is None, f"{process.name} has ended:\n{process.log()}"
+
     def agent_ports(self, number: int) -> dict[str, int]:
         """Where an agent reaches the providers, by their names."""
         return {

@@ -52,7 +52,7 @@ def page(result: Result, *, command: str, versions: dict[str, str], ended: str) 
         "*Resolved* are those that were in doubt and ended by themselves; the battery plays no person. A class C tool (mail) has neither keys",
         "nor a look-up, so its unknowns wait for a person by design: for it the battery shows that nothing is sent twice and that every doubt",
         "names its cause. `shop.refund.create` and `desk.ticket.create` are carried out by agents, processes with the Python client; their",
-        "doubts are ended by the next caller. The times are from the first doubt to the end, with leases and settle times of seconds and on a loaded machine.",
+        "doubts are ended by the next caller, and one that no caller had the patience for waits as if for a person. The times are from the first doubt to the end, with leases and settle times of seconds and on a loaded machine.",
         "",
         "## Nemesis x fault x edge",
         "",
