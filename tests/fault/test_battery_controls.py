@@ -40,7 +40,12 @@ async def test_with_all_guards_every_script_ends_well(tmp_path: Path) -> None:
 async def test_without_a_guard_the_battery_names_what_is_violated(tmp_path: Path, control: Control) -> None:
     """The script of a missing guard violates the property that the guard is there for."""
     async with running(
-        tmp_path, connections_each=1, settings=SETTINGS, unguarded=control.unguarded, without=control.without
+        tmp_path,
+        connections_each=1,
+        settings=SETTINGS,
+        unguarded=control.unguarded,
+        without=control.without,
+        agents=control.by_agents,
     ) as ground:
         run = Run(ground, seed=0)
         await play(run, control, weak=True)

@@ -24,6 +24,7 @@ from tests.fault.battery.run import Result, Run, empty_cells
 PROGRESS_MIN = 0.5
 SAY_EVERY_SECONDS = 60.0
 VIOLATIONS_SHOWN = 40
+INTERRUPTED = "it was interrupted"
 REPEATED = ("operations", "minutes", "per_round", "connections", "disk_megabytes", "nemeses")
 """The options that a run is repeated with, beside its seed."""
 
@@ -51,12 +52,15 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     async with running(folder, connections_each=arguments.connections, disk_megabytes=arguments.disk_megabytes) as ground:
         print(f"everything answers; logs and history are in {folder}", flush=True)
-        with (folder / "history.jsonl").open("w") as file:
-            run = Run(ground, seed=seed, history=History(file=file))
+        # By lines: however the run ends, what has happened is in it.
+        with (folder / "history.jsonl").open("w", buffering=1) as file:
+            run = Run(ground, seed=seed, history=History(file=file), stop=stop)
             await run.warm_up()
-            ended = await _until_enough(run, arguments, chosen, stop)
+            ended = await _until_enough(run, arguments, chosen)
             print(f"{ended}; waiting for what is under way", flush=True)
             await run.rest()
+            if stop.is_set():
+                ended = INTERRUPTED
         result = await run.result(progress_min=PROGRESS_MIN)
         if arguments.evidence is not None:
             # Where its files lie is of no interest to who repeats the run.
@@ -70,7 +74,7 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
         return result
 
 
-async def _until_enough(run: Run, arguments: argparse.Namespace, nemeses: Sequence[str], stop: asyncio.Event) -> str:
+async def _until_enough(run: Run, arguments: argparse.Namespace, nemeses: Sequence[str]) -> str:
     """Pass after pass, until no cell is empty and enough calls met a fault; returns why it ended, in words."""
     began = said = time.monotonic()
     empty: list[schedule.Cell] = []
@@ -81,8 +85,8 @@ async def _until_enough(run: Run, arguments: argparse.Namespace, nemeses: Sequen
         print(f"pass {number}: {len(drawn)} rounds for {len(cells)} cells", flush=True)
         for round in drawn:
             minutes = (time.monotonic() - began) / 60
-            if stop.is_set():
-                return "it was interrupted"
+            if run.stop.is_set():
+                return INTERRUPTED
             if arguments.minutes is not None and minutes > arguments.minutes:
                 return f"its {arguments.minutes:g} minutes were over"
             await run.strike(round)
@@ -98,6 +102,8 @@ async def _until_enough(run: Run, arguments: argparse.Namespace, nemeses: Sequen
                     return "no cell was empty and enough calls had met a fault"
         # What was held last must have met its fault before it can be said that it has not.
         await run.pause()
+        if run.stop.is_set():
+            return INTERRUPTED
         filled, met = await run.standing()
         empty = _empty(run, filled, nemeses)
         if met >= arguments.operations and not empty:
@@ -122,6 +128,8 @@ def main() -> int:
         f"{result.calls} calls ({result.faulted_calls} with a fault on their path) of {result.keys} keys ({result.faulted_keys}), {result.rounds} rounds, {result.seconds:.0f} s"
     )
     print(f"{len(result.cells)} cells filled, {len(empty_cells(result.cells, struck))} empty among the nemeses that struck")
+    if result.restless:
+        print(f"{result.restless} further keys had not come to rest and are not counted")
     for nemesis, reason in result.missing.items():
         print(f"not struck: {nemesis}: {reason}")
     for name, of in result.classes.items():

@@ -1,4 +1,4 @@
-"""The whole product behind a network of ours: Postgres on a small disk, Redis, two providers, the API, two workers.
+"""The whole product behind a network of ours: Postgres on a small disk, Redis, two providers, the API, two workers, and two agents.
 
 Every pair of parts talks through the proxy. Times are short by settings and by contracts of the organizations' own; nothing of the
 product is switched. What is killed is started again by whoever killed it.
@@ -23,6 +23,7 @@ from uuid import uuid4
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from redis import Redis
+from tests.fault.battery.agents import NUMBERS, Agents
 from tests.fault.battery.network import ROOT, Network
 from tests.fault.battery.network import running as network_running
 from tests.fault.battery.schedule import MAIL, REFUND, TICKET
@@ -42,6 +43,7 @@ from outbox_store import connections, tool_contracts, webhooks_in
 DEADLINE = timedelta(seconds=2)
 SETTLE = timedelta(seconds=4)
 LEASE_SECONDS = 4.0
+CLIENT_LEASE_SECONDS, CLIENT_MARGIN_SECONDS = 3.0, 1.0
 CANCEL_DELAY, CANCEL_MARGIN, CANCEL_SETTLE = timedelta(seconds=24), timedelta(seconds=4), timedelta(seconds=26)
 """Of cancel-first: when what was accepted goes out, long enough after a lapsed lease for the cancellation to come in time."""
 
@@ -180,6 +182,8 @@ class Ground:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     api: ChildProcess | None = None
     workers: list[ChildProcess] = field(default_factory=list)
+    agents: Agents = field(default_factory=Agents)
+    agent_processes: dict[int, ChildProcess] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -196,6 +200,8 @@ class Ground:
             "OUTBOX_POSTGRES_URL": self._through("api-postgres", self.database.api_url),
             "OUTBOX_POSTGRES_POOL_MAX": str(API_POOL),
             "OUTBOX_PORT": str(self.api_port),
+            "OUTBOX_CLIENT_LEASE_SECONDS": str(CLIENT_LEASE_SECONDS),
+            "OUTBOX_CLIENT_MARGIN_SECONDS": str(CLIENT_MARGIN_SECONDS),
         }
         self.api = self._start("outbox_api", "api", env)
 
@@ -221,6 +227,16 @@ class Ground:
             self.workers.append(made)
         else:
             self.workers[number - 1] = made
+
+    def start_agent(self, number: int) -> None:
+        """Starts agent 1 or 2 without waiting for it; what its client has spooled is still there."""
+        self.agent_processes[number] = start(
+            "tests.fault.battery.agent",
+            *(str(number), str(self.agents.port), str(self.folder / f"spool-{number}")),
+            folder=self.folder,
+            name=f"agent-{number}",
+            env={"PYTHONPATH": str(ROOT), "OUTBOX_URL": f"http://{HOST}:{self.network.ports[f'agent-{number}-api']}"},
+        )
 
     def _common(self, who: str) -> dict[str, str]:
         redis = {}
@@ -271,6 +287,26 @@ class Ground:
                     self.start_worker(number)
                 await asyncio.sleep(0.05)
 
+    async def agent_answers(self, number: int) -> None:
+        """Waits until an agent is there to be told what to do; one that has ended is started again."""
+        async with asyncio.timeout(READY_SECONDS):
+            while not self.agents.is_present(number, self.agent_processes[number].pid):
+                if self.agent_processes[number].process.poll() is not None:
+                    self.start_agent(number)
+                await asyncio.sleep(0.05)
+
+    def assert_agents_live(self) -> None:
+        """An agent that has ended without having been killed is a defect of the client, and nobody would bring its effects to their end."""
+        for process in self.agent_processes.values():
+            assert process.process.poll() is None, f"{process.name} has ended:\n{process.log()}"
+
+    def agent_ports(self, number: int) -> dict[str, int]:
+        """Where an agent reaches the providers, by their names."""
+        return {
+            "ordinary": self.network.ports[f"agent-{number}-provider"],
+            "forgetful": self.network.ports[f"agent-{number}-forgetful"],
+        }
+
     async def postgres_answers(self) -> None:
         """Waits until Postgres accepts connections; one that has ended is started again."""
         async with asyncio.timeout(READY_SECONDS):
@@ -301,8 +337,8 @@ class Ground:
             client.flushall()
 
     def log(self, lines: int = 30) -> str:
-        """The end of what API and workers have written."""
-        shown = [process for process in (self.api, *self.workers) if process is not None]
+        """The end of what API, workers and agents have written."""
+        shown = [process for process in (self.api, *self.workers, *self.agent_processes.values()) if process is not None]
         return "\n".join(f"--- {one.name}\n" + "\n".join(one.log().splitlines()[-lines:]) for one in shown)
 
 
@@ -375,6 +411,7 @@ async def running(
     unguarded: str | None = None,
     without: str | None = None,
     settings: Mapping[str, str] | None = None,
+    agents: bool = True,
 ) -> AsyncIterator[Ground]:
     """A ground for this block.
 
@@ -385,6 +422,7 @@ async def running(
         unguarded: a guard that `tests.fault.battery.unguarded` takes out of API and workers.
         without: SQL of a superuser that takes a guard out of the schema.
         settings: of the workers, replacing ours.
+        agents: whether there are any.
     """
     async with contextlib.AsyncExitStack() as stack:
         network = await stack.enter_async_context(network_running(folder))
@@ -436,6 +474,11 @@ async def running(
                 await network.link(f"{who}-redis", "raw", HOST, redis.port)
         for link, sandbox in (("worker-provider", "ordinary"), ("worker-forgetful", "forgetful")):
             await network.link(link, "http", HOST, urlsplit(sandboxes[sandbox]).port or 0)
+        for number in NUMBERS:
+            await network.link(f"agent-{number}-api", "http", HOST, ground.api_port)
+            for link, sandbox in (("provider", "ordinary"), ("forgetful", "forgetful")):
+                await network.link(f"agent-{number}-{link}", "http", HOST, urlsplit(sandboxes[sandbox]).port or 0)
+        await stack.enter_async_context(ground.agents.listening())
         ground.tenants["ordinary"] = await make_tenant(ground, "ordinary", number=connections_each)
         ground.tenants["forgetful"] = await make_tenant(ground, "forgetful", number=connections_each, within=WINDOW_NEARLY_OVER)
         if without is not None:
@@ -445,14 +488,18 @@ async def running(
         ground.start_api()
         ground.start_worker(1)
         ground.start_worker(2)
+        for number in NUMBERS if agents else ():
+            ground.start_agent(number)
         await ground.api_answers()
         for number in (1, 2):
             await ground.worker_answers(number)
+        for number in ground.agent_processes:
+            await ground.agent_answers(number)
         yield ground
 
 
 def _end(ground: Ground) -> None:
-    for process in (ground.api, *ground.workers):
+    for process in (ground.api, *ground.workers, *ground.agent_processes.values()):
         if process is not None:
             process.end()
 

@@ -23,12 +23,17 @@ class Strike:
 
     Attributes:
         at, until: seconds since the epoch.
-        process_id: of the worker that was struck, where one was.
+        holder: how the name of the worker or the agent that was struck ends, where one was.
     """
 
     at: float
     until: float = 0.0
-    process_id: int | None = None
+    holder: str | None = None
+
+
+def agent_name(number: int) -> str:
+    """As `Strike.holder` has an agent."""
+    return f"caller-process:{number}"
 
 
 def missing(ground: Ground, nemesis: str) -> str | None:
@@ -47,7 +52,7 @@ async def striking(ground: Ground, nemesis: str, *, worker: int, seconds: float)
     Args:
         ground: what is struck.
         nemesis: one of `schedule.NEMESES`.
-        worker: 0 or 1, where a worker is struck.
+        worker: 0 or 1, where a worker or an agent is struck.
         seconds: how long it lasts, where it lasts.
     """
     strike = Strike(at=time.time())
@@ -66,6 +71,8 @@ async def striking(ground: Ground, nemesis: str, *, worker: int, seconds: float)
         "kill-api": _kill_api,
         "kill-worker": _kill_worker,
         "freeze-worker": _freeze_worker,
+        "kill-agent": _kill_agent,
+        "freeze-agent": _freeze_agent,
         "postgres-stop": _stop_postgres,
         "postgres-full": _fill_disk,
         "redis-kill": _kill_redis,
@@ -73,7 +80,7 @@ async def striking(ground: Ground, nemesis: str, *, worker: int, seconds: float)
     }[nemesis](ground, strike, worker)
     try:
         yield strike
-        if nemesis == "freeze-worker":
+        if nemesis in ("freeze-worker", "freeze-agent"):
             await asyncio.sleep(PAST_THE_LEASE_SECONDS)
         elif nemesis in ("postgres-full", "redis-kill"):
             await asyncio.sleep(seconds)
@@ -88,13 +95,23 @@ async def _kill_api(ground: Ground, strike: Strike, worker: int) -> None:
 
 
 async def _kill_worker(ground: Ground, strike: Strike, worker: int) -> None:
-    strike.process_id = ground.workers[worker].pid
+    strike.holder = f":{ground.workers[worker].pid}"
     ground.workers[worker].send(signal.SIGKILL)
 
 
 async def _freeze_worker(ground: Ground, strike: Strike, worker: int) -> None:
-    strike.process_id = ground.workers[worker].pid
+    strike.holder = f":{ground.workers[worker].pid}"
     ground.workers[worker].send(signal.SIGSTOP)
+
+
+async def _kill_agent(ground: Ground, strike: Strike, worker: int) -> None:
+    strike.holder = agent_name(worker + 1)
+    ground.agent_processes[worker + 1].send(signal.SIGKILL)
+
+
+async def _freeze_agent(ground: Ground, strike: Strike, worker: int) -> None:
+    strike.holder = agent_name(worker + 1)
+    ground.agent_processes[worker + 1].send(signal.SIGSTOP)
 
 
 async def _stop_postgres(ground: Ground, strike: Strike, worker: int) -> None:
@@ -130,6 +147,12 @@ async def _mend(ground: Ground, nemesis: str, worker: int) -> None:
         await ground.worker_answers(worker + 1)
     elif nemesis == "freeze-worker":
         ground.workers[worker].send(signal.SIGCONT)
+    elif nemesis == "kill-agent":
+        await asyncio.to_thread(ground.agent_processes[worker + 1].wait)
+        ground.start_agent(worker + 1)
+        await ground.agent_answers(worker + 1)
+    elif nemesis == "freeze-agent":
+        ground.agent_processes[worker + 1].send(signal.SIGCONT)
     elif nemesis == "postgres-stop":
         ground.postgres.start()
         await ground.postgres_answers()

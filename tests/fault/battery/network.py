@@ -100,10 +100,21 @@ class Network:
         part: str,
         statement: str | None = None,
         method: str | None = None,
+        resource: str | None = None,
         containing: Sequence[str] | None = None,
         limit: int = 1_000_000,
     ) -> Held:
-        """Stops connections where they send a statement (one of `STATEMENTS`, or its beginning), or a request of a method."""
+        """Stops connections where they send a statement, or a request of a method.
+
+        Args:
+            links: on which.
+            part: of it, as `proxy.Hold` has them.
+            statement: one of `STATEMENTS`, or its beginning.
+            method: of a request; "" where anything is meant.
+            resource: the last segment of the request's path; None: any.
+            containing: tokens that are meant; None: all.
+            limit: how many connections at once.
+        """
         held = Held(network=self)
         await self.say(
             do="hold",
@@ -111,7 +122,7 @@ class Network:
             links=list(links),
             part=part,
             kind="B" if statement is not None else method or "",
-            starts=None if statement is None else STATEMENTS.get(statement, statement),
+            starts=resource if statement is None else STATEMENTS.get(statement, statement),
             containing=containing,
             limit=limit,
         )

@@ -56,7 +56,7 @@ class Hold:
 
     Attributes:
         links: on which.
-        kind: Postgres: of a Bind whose SQL begins with `starts`; HTTP: a request of this method; "": anything.
+        kind: Postgres: of a Bind whose SQL begins with `starts`; HTTP: a request of this method whose path's last segment does; "": anything.
         part: `whole` nothing of it passes; `commit` all but the Sync, so that it is executed and not committed; `last-byte` all but
             that; `answer` all of it passes and the answer is held.
         containing: tokens that are meant, None for all.

@@ -6,26 +6,29 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import quantiles
 from typing import Any
 
 from tests.fault.battery import callers, nemeses, schedule
+from tests.fault.battery.agents import WantedByAgent
 from tests.fault.battery.callers import History, Wanted
-from tests.fault.battery.checker import Evidence, Reservation, Violation, check
+from tests.fault.battery.checker import AT_MOST_ONE, PROGRESS, Evidence, Reservation, Violation, check
 from tests.fault.battery.ground import Ground
 from tests.fault.battery.network import Held
 from tests.fault.battery.schedule import (
     CLASSES,
     COMMITTED,
     EDGES,
+    EXECUTORS,
     FORGET_KEYS,
     PATHS,
     WORKER_POSTGRES,
     Cell,
     Operation,
     Round,
+    concerns,
     impossible,
     possible_cells,
 )
@@ -33,6 +36,10 @@ from tests.support.invariants import violations
 
 REST_SECONDS = 120.0
 QUIET_SECONDS = 0.6
+LOOK_SECONDS = 0.03
+CUT_SHORT_SECONDS = 10.0
+"""How long an interrupted run waits for what is under way."""
+
 PAUSE_SECONDS = 15.0
 GATHER_SECONDS_MAX = 6.0
 OPEN_MAX = 80
@@ -50,9 +57,11 @@ from reservations r left join open_reservations o on (o.organization_id, o.reser
 where r.reference like 'op%' order by r.created_at, r.id
 """
 RESTLESS = """
-select count(*) from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
-where o.due_at < 'infinity' and r.reference like 'op%'
+select r.reference as token from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
+where o.due_at < 'infinity' and r.reference like 'op%' and not (r.executor = 'client' and r.state = 'in_doubt')
 """
+"""A doubt about what an agent carries out moves by its callers alone."""
+
 CONTRADICTED = """
 select distinct r.reference from reservations r join ledger_entries e on (e.organization_id, e.reservation_id) = (r.organization_id, r.id)
 where e.kind = 'contradiction'
@@ -71,7 +80,9 @@ class Struck:
     nemesis: str
     at: float
     until: float
-    process_id: int | None
+    holder: str | None
+    """How the name of the worker or the agent that was struck ends; None where the strike was none of a single one."""
+
     held: Mapping[str, str]
     """The edge at which an operation was stopped when the nemesis struck, by its token."""
 
@@ -133,20 +144,30 @@ class Result:
     seconds: float
     fired: Counter[str]
     missing: dict[str, str]
+    restless: int
 
 
 class Run:
     """Callers and strikes on one ground."""
 
-    def __init__(self, ground: Ground, *, seed: int, history: History | None = None) -> None:
-        """Nothing has happened yet."""
+    def __init__(self, ground: Ground, *, seed: int, history: History | None = None, stop: asyncio.Event | None = None) -> None:
+        """Nothing has happened yet.
+
+        Args:
+            ground: what is attacked.
+            seed: of the run.
+            history: where it is recorded.
+            stop: once it is set, nothing new is begun and nothing is waited for that can be done without.
+        """
         self.ground = ground
         self.seed = seed
         self.history = history or History()
+        self.stop = stop or asyncio.Event()
+        self.restless: frozenset[str] = frozenset()
         self.operations: dict[str, Operation] = {}
         self.strikes: list[Struck] = []
         self.missing: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], str | None] = {}
         self._processes = 0
         self._began = time.time()
 
@@ -155,53 +176,74 @@ class Run:
     def begin(self, operation: Operation) -> asyncio.Task[Any]:
         """Plans the operation's fault and starts its callers; the task ends when all of them have their last word."""
         self.operations[operation.token] = operation
-        return self._spawn(self._operate(operation))
+        return self._spawn(self._operate(operation), operation.token)
 
     async def warm_up(self, number: int = 12) -> None:
         """Operations that meet nothing, until they are done: a process that has just begun is slow, and slow is not struck."""
         dice = random.Random(self.seed + 1)
         for _ in range(number):
             self.begin(schedule.operation(dice, "none"))
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await self._while(lambda: bool(self._tasks))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[Any, Any, None], token: str | None) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = token
+        task.add_done_callback(self._tasks.pop)
         return task
+
+    async def _while(self, goes_on: Callable[[], bool], seconds: float = float("inf")) -> None:
+        """Waits while something goes on, for so long at most, and no longer once the run is to stop."""
+        until = time.monotonic() + seconds
+        while goes_on() and not self.stop.is_set() and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 - anything may end it
+            await asyncio.sleep(min(left, LOOK_SECONDS))
 
     async def _operate(self, operation: Operation) -> None:
         await asyncio.sleep(operation.begins)
-        tenant = self.ground.tenants["forgetful" if operation.fault == FORGET_KEYS else "ordinary"]
-        connection = tenant.connection(operation.tool, operation.connection)
+        sandbox = "forgetful" if operation.fault == FORGET_KEYS else "ordinary"
+        tenant = self.ground.tenants[sandbox]
+        by_agents = EXECUTORS[operation.tool] == "client"
+        connection = "" if by_agents else tenant.connection(operation.tool, operation.connection)
         await self._plan(operation, connection)
         conflicting = len(operation.callers)
         starts = [*operation.callers, *([0.3] if operation.conflicting else [])]
         async with asyncio.TaskGroup() as group:
             for place, after in enumerate(starts):
                 other = place == conflicting
-                body = callers.tool_call(
-                    operation.tool,
-                    operation.token,
-                    connection=connection,
-                    run=None if other else operation.runs[place],
-                    conflicting=other,
-                )
+                run = None if other else operation.runs[place]
+                wait_seconds = operation.waits[place % conflicting]
+                if by_agents:
+                    wanted_by_agent = WantedByAgent(
+                        token=operation.token,
+                        tool=operation.tool,
+                        key=tenant.scene.agent_key,
+                        sandbox=sandbox,
+                        conflicting=other,
+                        run=run,
+                        wait_seconds=wait_seconds,
+                    )
+                    # Its callers are in both processes: one that lives may take over from one that was struck.
+                    group.create_task(self._call_by_agent((operation.connection + place) % 2 + 1, wanted_by_agent, after))
+                    continue
+                body = callers.tool_call(operation.tool, operation.token, connection=connection, run=run, conflicting=other)
                 wanted = Wanted(
-                    token=operation.token,
-                    key=tenant.scene.agent_key,
-                    body=body,
-                    conflicting=other,
-                    wait_seconds=operation.waits[place % conflicting],
+                    token=operation.token, key=tenant.scene.agent_key, body=body, conflicting=other, wait_seconds=wait_seconds
                 )
                 group.create_task(self._call(wanted, after))
 
     async def _call(self, wanted: Wanted, after: float) -> None:
-        self._processes += 1
-        process = self._processes
+        process = self._new_process()
         await asyncio.sleep(after)
         await callers.ask(self.history, self.ground.network.ports["caller-api"], wanted, process)
+
+    async def _call_by_agent(self, number: int, wanted: WantedByAgent, after: float) -> None:
+        process = self._new_process()
+        await asyncio.sleep(after)
+        ports = self.ground.agent_ports(number)
+        await self.ground.agents.ask(self.history, number, wanted, process, provider_ports=ports)
+
+    def _new_process(self) -> int:
+        self._processes += 1
+        return self._processes
 
     async def _plan(self, operation: Operation, connection: str) -> None:
         fault, path = operation.fault, PATHS[operation.tool]
@@ -234,44 +276,54 @@ class Run:
         if (reason := nemeses.missing(self.ground, round.nemesis)) is not None:
             self.missing[round.nemesis] = reason
             return
-        while len(self._tasks) > OPEN_MAX:
-            await asyncio.wait(set(self._tasks), return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait([self.begin(operation) for operation in round.ahead], timeout=GATHER_SECONDS_MAX)
+        self.ground.assert_agents_live()
+        await self._while(lambda: len(self._tasks) > OPEN_MAX)
+        ahead = [self.begin(operation) for operation in round.ahead if not self.stop.is_set()]
+        await self._while(lambda: not all(task.done() for task in ahead), GATHER_SECONDS_MAX)
+        if self.stop.is_set():
+            return
         holds = {edge: await self._hold(edge, round) for edge in round.edges}
         for operation in round.operations:
             self.begin(operation)
         await self._gather(holds, len(round.operations))
-        worker = await self._worker(holds, round)
+        carriers = await self._carriers(holds)
+        with_each = Counter(carriers.values())
+        # The worker, or agent, that more of them are with; the round's own choice where that says nothing.
+        worker = round.worker if with_each[0] == with_each[1] else int(with_each[1] > with_each[0])
         forgets = any(operation.fault == FORGET_KEYS for operation in round.operations)
         async with nemeses.striking(self.ground, round.nemesis, worker=worker, seconds=round.seconds) as strike:
             held = {edge: await hold.release(deliver=round.deliver) for edge, hold in holds.items()}
             if forgets:
-                self._spawn(self._forget())
-        # Where a worker is struck, those that the other one was carrying were not.
-        other = None if strike.process_id is None else WORKER_POSTGRES[1 - worker]
+                self._spawn(self._forget(), None)
         self.strikes.append(
             Struck(
                 nemesis=round.nemesis,
                 at=strike.at,
                 until=strike.until,
-                process_id=strike.process_id,
-                held={token: edge for edge, tokens in held.items() for token, link in tokens.items() if link != other},
+                holder=strike.holder,
+                held={
+                    token: edge
+                    for edge, tokens in held.items()
+                    for token, link in tokens.items()
+                    if strike.holder is None or _was_struck(round.nemesis, _by_link(link, carriers.get(token)), worker)
+                },
             )
         )
 
-    async def _worker(self, holds: Mapping[str, Held], round: Round) -> int:
-        """The worker that more of the operations at the edges are with; the round's own choice where that says nothing."""
-        links: Counter[str] = Counter()
+    async def _carriers(self, holds: Mapping[str, Held]) -> dict[str, int | None]:
+        """Which of the two workers, or agents, the operations at the edges are with: 0 or 1, by token; None where nothing tells."""
+        carriers: dict[str, int | None] = {}
         for hold in holds.values():
-            links.update((await hold.tokens()).values())
-        first, second = (links[link] for link in WORKER_POSTGRES)
-        return round.worker if first == second else int(second > first)
+            for token, link in (await hold.tokens()).items():
+                agents = self.ground.agents.carrying(token)
+                carriers[token] = _by_link(link, agents.pop() - 1 if len(agents) == 1 else None)
+        return carriers
 
     async def _hold(self, name: str, round: Round) -> Held:
         edge = EDGES[name]
         tokens = [operation.token for operation in round.operations if operation.edge == name]
         return await self.ground.network.hold(
-            edge.links, part=edge.part, statement=edge.statement, method=edge.method, containing=tokens
+            edge.links, part=edge.part, statement=edge.statement, method=edge.method, resource=edge.resource, containing=tokens
         )
 
     async def _gather(self, holds: Mapping[str, Held], number: int) -> None:
@@ -280,14 +332,14 @@ class Run:
         seconds = min(EDGES[edge].gather_seconds for edge in holds)
         give_up = loop.time() + GATHER_SECONDS_MAX
         met, last_came, first_came = 0, loop.time(), give_up
-        while met < number and loop.time() < min(give_up, first_came + seconds):
+        while met < number and loop.time() < min(give_up, first_came + seconds) and not self.stop.is_set():
             now = sum([len(await hold.tokens()) for hold in holds.values()])
             if now > met:
                 first_came = min(first_came, loop.time())
                 met, last_came = now, loop.time()
             elif met >= number // 2 and loop.time() - last_came > QUIET_SECONDS:
                 return
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _forget(self) -> None:
         """The forgetful provider's keys are gone, again and again while operations of a round are under way."""
@@ -299,30 +351,36 @@ class Run:
 
     async def pause(self) -> None:
         """Waits until most callers have their last word, and not for those who have the most patience."""
-        began = time.monotonic()
-        while self._tasks and time.monotonic() < began + PAUSE_SECONDS:
-            await asyncio.wait(set(self._tasks), timeout=1, return_when=asyncio.ALL_COMPLETED)
+        await self._while(lambda: bool(self._tasks), PAUSE_SECONDS)
 
     async def rest(self) -> None:
         """Waits until every caller has its last word and nothing but people can move what is open.
 
-        Raises:
-            TimeoutError: something is still under way; the message says how much.
+        An interrupted run does not wait for long. What has not come to rest then is set aside: it is not counted, and of what must
+        hold only that nothing happens twice is asked of it, which holds at any time.
         """
-        while self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=5)
+        await self._while(lambda: bool(self._tasks))
+        self.ground.assert_agents_live()
         scene = self.ground.tenants["ordinary"].scene
         deadline = time.monotonic() + REST_SECONDS
+        cut_short: float | None = None
         while True:
-            [row] = await scene.fetch(RESTLESS)
-            if row["count"] == 0:
+            if self.stop.is_set() and cut_short is None:
+                cut_short = time.monotonic() + CUT_SHORT_SECONDS
+            rows = {row["token"] for row in await scene.fetch(RESTLESS)}
+            if not rows and not self._tasks:
                 return
-            if time.monotonic() > deadline:
+            if cut_short is not None and time.monotonic() > cut_short:
+                self.restless = frozenset(rows | {token for token in self._tasks.values() if token is not None})
+                for task in self._tasks:
+                    task.cancel()
+                return
+            if cut_short is None and time.monotonic() > deadline:
                 return  # The checker names what is left and why it must not be.
             await asyncio.sleep(0.3)
 
     async def evidence(self) -> Evidence:
-        """Everything that is known of what was recorded, made and written down."""
+        """Everything that is known of what was recorded, made and written down, whether it has come to rest or not."""
         scene = self.ground.tenants["ordinary"].scene
         rows = await scene.fetch(RESERVATIONS)
         contradicted = frozenset(row["reference"] for row in await scene.fetch(CONTRADICTED))
@@ -371,9 +429,29 @@ class Run:
     async def result(self, *, progress_min: float) -> Result:
         """All of it, judged, and put into the table."""
         scene = self.ground.tenants["ordinary"].scene
-        evidence = await self.evidence()
+        everything = await self.evidence()
+        twice = [one for one in check(everything, progress_min=0.0) if one.property == AT_MOST_ONE and one.token in self.restless]
+        evidence = self._at_rest(everything)
+        rows, attempts = await scene.fetch(RESERVATIONS), await scene.fetch(ATTEMPTS)
+        rows = [row for row in rows if row["token"] not in self.restless]
         found = check(evidence, progress_min=progress_min)
-        return await self._judged(evidence, found, await scene.fetch(RESERVATIONS), await scene.fetch(ATTEMPTS))
+        if self.stop.is_set():
+            # It was not given the time that progress takes.
+            found = [one for one in found if one.property != PROGRESS]
+        return await self._judged(evidence, [*twice, *found], rows, attempts)
+
+    def _at_rest(self, evidence: Evidence) -> Evidence:
+        """What is left without that which has not come to rest; the operations and the history of this run are left without it too."""
+        if not self.restless:
+            return evidence
+        self.operations = {token: one for token, one in self.operations.items() if token not in self.restless}
+        self.history.events = [event for event in self.history.events if event["key"] not in self.restless]
+        return replace(
+            evidence,
+            history=self.history.events,
+            effects={token: made for token, made in evidence.effects.items() if token not in self.restless},
+            reservations={token: made for token, made in evidence.reservations.items() if token not in self.restless},
+        )
 
     async def _vouched(self, effects: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """References of effects that there never were, and that the provider told of under its signature."""
@@ -389,9 +467,13 @@ class Run:
     ) -> Result:
         fired = await self._fired(evidence.effects, evidence.reservations)
         open_times = _open_times(self.history.events, rows)
-        workers = _workers(attempts)
+        workers, agents = _workers(attempts), _agents(self.history.events)
         windows = Windows(self.strikes)
-        faulted = {token for token, of in open_times.items() if token in fired or windows.meet(of, workers.get(token, ()))}
+        faulted = {
+            token
+            for token, of in open_times.items()
+            if token in fired or windows.meet(of, self._executor(token), (*workers.get(token, ()), *agents.get(token, ())))
+        }
         calls, faulted_calls = self._faulted_calls(fired, rows, workers)
         return Result(
             seed=self.seed,
@@ -407,7 +489,11 @@ class Run:
             seconds=time.time() - self._began,
             fired=Counter(fired.values()),
             missing=dict(self.missing),
+            restless=len(self.restless),
         )
+
+    def _executor(self, token: str) -> schedule.Executor:
+        return EXECUTORS[self.operations[token].tool]
 
     async def _fired(self, effects: Mapping[str, Sequence[str]], reserved: Collection[str]) -> dict[str, str]:
         """The faults that struck: planned ones that are not waiting any more, events that were sent, keys that were forgotten."""
@@ -437,14 +523,16 @@ class Run:
         cells: Counter[Cell] = Counter()
         for strike in self.strikes:
             for token, edge in strike.held.items():
+                if token not in self.operations:
+                    continue  # It has not come to rest.
                 fault = self.operations[token].fault
                 if fired.get(token, "none") != fault:
                     continue  # Its fault never struck: it stands for no column.
-                if impossible(fault, edge):
+                if impossible(strike.nemesis, fault, edge):
                     continue
-                if strike.process_id is not None and edge in ("during the send", COMMITTED):
+                if strike.holder is not None and edge in ("during the send", COMMITTED):
                     by = {worker for began, ended, worker in workers.get(token, ()) if began <= strike.at <= ended + 1}
-                    if not any(worker.endswith(f":{strike.process_id}") for worker in by):
+                    if not any(worker.endswith(strike.holder) for worker in by):
                         continue
                 cells[strike.nemesis, fault, edge] += 1
         return cells
@@ -460,9 +548,10 @@ class Run:
                 begun[event["call"]] = event["time"]
                 continue
             calls += 1
-            began, token = begun[event["call"]], event["key"]
-            met = token in fired and began <= settled.get(token, 0.0)
-            faulted += met or windows.meet((began, event["time"]), workers.get(token, ()))
+            times, token = (begun[event["call"]], event["time"]), event["key"]
+            met = token in fired and times[0] <= settled.get(token, 0.0)
+            agent = [(*times, nemeses.agent_name(event["agent"]))] if "agent" in event else []
+            faulted += met or windows.meet(times, self._executor(token), (*workers.get(token, ()), *agent))
         return calls, faulted
 
     def _classes(self, evidence: Evidence, rows: Iterable[dict[str, Any]], faulted: set[str]) -> dict[str, Totals]:
@@ -502,20 +591,22 @@ class Windows:
         self._strikes = sorted(strikes, key=lambda one: one.at)
         self._ends = [one.until for one in self._strikes]
 
-    def meet(self, of: tuple[float, float], workers: Sequence[tuple[float, float, str]]) -> bool:
+    def meet(self, of: tuple[float, float], executor: schedule.Executor, holders: Sequence[tuple[float, float, str]]) -> bool:
         """Whether a nemesis was at work on the way of an operation that was open from then to then.
 
-        Network, Postgres, Redis and the one API are on the way of every operation; a worker is where it held an attempt.
+        Which parts are on the way of an operation depends on who carries it out (`schedule.concerns`); a worker is where it held an
+        attempt, and an agent where it was at a call.
         """
         from bisect import bisect_left
 
         for strike in self._strikes[bisect_left(self._ends, of[0]) :]:
             if strike.at > of[1]:
                 return False
-            if strike.process_id is None:
+            if executor not in concerns(strike.nemesis):
+                continue
+            if strike.holder is None:
                 return True
-            name = f":{strike.process_id}"
-            if any(began <= strike.until and ended >= strike.at and worker.endswith(name) for began, ended, worker in workers):
+            if any(b <= strike.until and e >= strike.at and holder.endswith(strike.holder) for b, e, holder in holders):
                 return True
         return False
 
@@ -529,6 +620,30 @@ def _workers(attempts: Iterable[Mapping[str, Any]]) -> Workers:
     for row in attempts:
         found[row["token"]].append((row["began"], row["ended"], row["worker"]))
     return found
+
+
+def _agents(events: Iterable[Mapping[str, Any]]) -> Workers:
+    """Which agent was at a call from when to when, by token."""
+    found: Workers = defaultdict(list)
+    begun: dict[int, float] = {}
+    for event in events:
+        if event["type"] == "invoke":
+            begun[event["call"]] = event["time"]
+        elif "agent" in event:
+            found[event["key"]].append((begun[event["call"]], event["time"], nemeses.agent_name(event["agent"])))
+    return found
+
+
+def _by_link(link: str, otherwise: int | None) -> int | None:
+    """Which of the two workers, or agents, is behind a link; where both are, what else is known."""
+    if link in WORKER_POSTGRES:
+        return WORKER_POSTGRES.index(link)
+    return int(link.split("-")[1]) - 1 if link.startswith("agent-") else otherwise
+
+
+def _was_struck(nemesis: str, carrier: int | None, struck: int) -> bool:
+    """Whether an operation at an edge was with the process that was struck; of a worker only the other one's are known not to be."""
+    return carrier == struck if "agent" in nemesis else carrier in (None, struck)
 
 
 def _open_times(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, tuple[float, float]]:

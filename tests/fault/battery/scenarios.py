@@ -13,11 +13,12 @@ from datetime import timedelta
 from typing import Any
 
 from tests.fault.battery import callers, checker
+from tests.fault.battery.agents import NUMBERS, WantedByAgent
 from tests.fault.battery.callers import Wanted
 from tests.fault.battery.ground import Tenant
 from tests.fault.battery.network import Held
 from tests.fault.battery.run import Run
-from tests.fault.battery.schedule import PATHS, REFUND, TICKET
+from tests.fault.battery.schedule import EXECUTORS, OWN_TICKET, PATHS, REFUND, TICKET
 
 PATIENCE_SECONDS = 60.0
 SETTLE = timedelta(seconds=1)
@@ -70,14 +71,30 @@ class Script:
         port = self.run.ground.network.ports["caller-api"]
         return await callers.ask(self.run.history, port, wanted, int(self.token[2:], 16) * 2 + conflicting)
 
+    async def ask_by(self, agent: int, *, time_limit_seconds: float) -> str:
+        """A patient agent's last word."""
+        wanted = WantedByAgent(
+            token=self.token,
+            tool=self.tool,
+            key=self.tenant.scene.agent_key,
+            sandbox=self.provider,
+            time_limit_seconds=time_limit_seconds,
+            settle_seconds=SETTLE.total_seconds(),
+        )
+        ground = self.run.ground
+        process = int(self.token[2:], 16) * len(NUMBERS) + agent
+        return await ground.agents.ask(self.run.history, agent, wanted, process, provider_ports=ground.agent_ports(agent))
+
     async def plan(self, fault: str, *, delay_seconds: float = 0.0) -> None:
         """The next request of this key meets a fault."""
         document = {"path": PATHS[self.tool], "fault": fault, "delay_seconds": delay_seconds, "containing": self.token}
         await self.run.control(self.provider, "faults", document)
 
     async def hold(self, **what: Any) -> Held:
-        """Stops this key's messages at an edge, once."""
+        """Stops this key's messages at an edge, once; those of workers, unless a resource of the API is named."""
         links = ["worker-1-postgres", "worker-2-postgres"] if "statement" in what else ["worker-provider", "worker-forgetful"]
+        if "resource" in what:
+            links = [f"agent-{number}-api" for number in NUMBERS]
         return await self.run.ground.network.hold(links, containing=[self.token], limit=1, **what)
 
     async def row(self) -> dict[str, Any]:
@@ -101,6 +118,13 @@ class Script:
         give_up = time.monotonic() + PATIENCE_SECONDS
         while sum(self.token in json.dumps(made["fields"]) for made in await self.run.control(self.provider, "effects")) < number:
             assert time.monotonic() < give_up, f"waited for {number} effects\n{self.run.ground.log()}"
+            await asyncio.sleep(0.02)
+
+    async def until_met(self) -> None:
+        """Waits until a request of the key has met the fault that was planned."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while any(one["containing"] == self.token for one in await self.run.control(self.provider, "faults")):
+            assert time.monotonic() < give_up, f"the fault never struck\n{self.run.ground.log()}"
             await asyncio.sleep(0.02)
 
     async def reached(self, held: Held) -> None:
@@ -151,6 +175,23 @@ async def attempt_check(of: Script) -> None:
     await asking
     if len((await of.row())["outcomes"]) > 2:
         # Somebody has sent once more, and what was sent before is on its way to the provider's books.
+        await of.until_effects(2)
+
+
+async def own_settlement(of: Script) -> None:
+    """An agent learns of its attempt after another one has proven absence and begun anew, and says that it has sent nothing."""
+    held = await of.hold(method="POST", resource="reservations", part="answer")
+    sleeping = asyncio.create_task(of.ask_by(1, time_limit_seconds=2.0))
+    await of.reached(held)
+    await of.plan("slow-commit", delay_seconds=SLOW_SECONDS)
+    other = asyncio.create_task(of.ask_by(2, time_limit_seconds=PATIENT.total_seconds()))
+    await of.until(lambda row: len(row["outcomes"]) == 2 and row["outcomes"][1] is None, "the other agent's attempt")
+    await of.until_met()
+    await held.release()
+    await sleeping
+    await other
+    if len(await of.tenant.scene.fetch("select id from reservations where reference = $1", of.token)) > 1:
+        # The key was free although something was on its way to the provider's books.
         await of.until_effects(2)
 
 
@@ -217,6 +258,11 @@ class Control:
         return getattr(self.script, "__name__", "script")
 
     @property
+    def by_agents(self) -> bool:
+        """Whether its callers carry the effect out themselves."""
+        return EXECUTORS[self.tool] == "client"
+
+    @property
     def provider(self) -> str:
         """Which of the two."""
         return "forgetful" if self.name in ("resend_margin", "own_attempt") else "ordinary"
@@ -237,6 +283,13 @@ CONTROLS = (
         properties=frozenset({checker.AT_MOST_ONE}),
         unguarded="attempt_check",
         contract={"settle": SETTLE, "deadline": PATIENT},
+    ),
+    Control(
+        guard="the attempt check of a client's settlement",
+        script=own_settlement,
+        tool=OWN_TICKET,
+        properties=frozenset({checker.AT_MOST_ONE}),
+        unguarded="attempt_check",
     ),
     Control(
         guard="the digest check",

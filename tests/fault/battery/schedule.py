@@ -7,11 +7,26 @@ import itertools
 import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Executor = Literal["gateway", "client"]
+"""Who carries an effect out: a worker, or a caller of its own accord; the callers that do are *agents* here."""
 
 REFUND, TICKET, MAIL = "stripe.refund.create", "sandbox.ticket.create", "sendgrid.mail.send"
 RECORD, MESSAGE, LABEL = "sandbox.record.create", "sandbox.message.send", "sandbox.label.set"
 SCHEDULED = "sandbox.mail.schedule"
-CLASSES = {REFUND: "A", RECORD: "A", MESSAGE: "A", LABEL: "A", TICKET: "B", SCHEDULED: "B", MAIL: "C"}
+OWN_REFUND, OWN_TICKET = "shop.refund.create", "desk.ticket.create"
+CLASSES = {
+    REFUND: "A",
+    RECORD: "A",
+    MESSAGE: "A",
+    LABEL: "A",
+    OWN_REFUND: "A",
+    TICKET: "B",
+    SCHEDULED: "B",
+    OWN_TICKET: "B",
+    MAIL: "C",
+}
 WAYS = {
     REFUND: "replay",
     RECORD: "conflict",
@@ -20,13 +35,23 @@ WAYS = {
     TICKET: "look-up",
     SCHEDULED: "cancel-first",
     MAIL: "person",
+    OWN_REFUND: "hand-over",
+    OWN_TICKET: "probe",
 }
 """How each tool's doubts end."""
 
-TOOL_WEIGHTS = {REFUND: 28, RECORD: 9, MESSAGE: 9, LABEL: 9, TICKET: 24, SCHEDULED: 9, MAIL: 12}
+EXECUTORS: dict[str, Executor] = {name: "client" if name in (OWN_REFUND, OWN_TICKET) else "gateway" for name in CLASSES}
+KEYED: dict[Executor, str] = {"gateway": REFUND, "client": OWN_REFUND}
+"""The tool that a fault of keys (or of events, which no other tool's provider sends) is about."""
+
+PLAIN: dict[Executor, tuple[str, ...]] = {"gateway": (REFUND, TICKET), "client": (OWN_REFUND, OWN_TICKET)}
+"""The tools of operations that go ahead of a round."""
+
+TOOL_WEIGHTS = {REFUND: 28, RECORD: 9, MESSAGE: 9, LABEL: 9, TICKET: 24, SCHEDULED: 9, MAIL: 12, OWN_REFUND: 18, OWN_TICKET: 18}
 WAITS_SECONDS = (1, 2, 4, 7)
 PATHS = {REFUND: "/v1/refunds", TICKET: "/v1/tickets", MAIL: "/v3/mail/send"}
 PATHS |= {RECORD: "/v1/records", MESSAGE: "/v1/messages", LABEL: "/v1/labels", SCHEDULED: "/v1/mails"}
+PATHS |= {OWN_REFUND: PATHS[REFUND], OWN_TICKET: PATHS[TICKET]}
 
 LINKS: dict[str, tuple[str, ...]] = {
     "caller-api": ("caller-api",),
@@ -35,11 +60,16 @@ LINKS: dict[str, tuple[str, ...]] = {
     "api-redis": ("api-redis",),
     "worker-redis": ("worker-1-redis", "worker-2-redis"),
     "worker-provider": ("worker-provider", "worker-forgetful"),
+    "agent-api": ("agent-1-api", "agent-2-api"),
+    "agent-provider": ("agent-1-provider", "agent-2-provider", "agent-1-forgetful", "agent-2-forgetful"),
 }
 """Every pair of parts that talk to each other, and the links of the proxy between them."""
 
 NETWORK_FAULTS = ("reset", "half-open", "delay", "drop", "hold-back", "slow")
-PROCESS_NEMESES = ("kill-api", "kill-worker", "freeze-worker", "postgres-stop", "postgres-full", "redis-kill", "redis-flush")
+PROCESS_NEMESES = (
+    *("kill-api", "kill-worker", "freeze-worker", "kill-agent", "freeze-agent"),
+    *("postgres-stop", "postgres-full", "redis-kill", "redis-flush"),
+)
 NEMESES = (*PROCESS_NEMESES, *(f"{pair} {fault}" for pair in LINKS for fault in NETWORK_FAULTS))
 
 REQUEST_FAULTS = (
@@ -70,10 +100,24 @@ class Edge:
     part: str
     statement: str | None = None
     method: str | None = None
+    resource: str | None = None
+    """The last segment of the request's path."""
+
     gather_seconds: float = 2.0
     """How long calls are gathered there at most: a claim is worth nothing any more after a while."""
 
+    executor: Executor = "gateway"
+    """Whose effects pass it."""
 
+
+def _of_agents(part: str, *, at: str = "agent-api", gather_seconds: float = 2.0, **what: str) -> Edge:
+    links = LINKS.get(at, (at,))
+    if "statement" not in what:
+        what["method"] = "POST"
+    return Edge(links=links, part=part, gather_seconds=gather_seconds, executor="client", **what)
+
+
+COMMITTED, AGENT_COMMITTED = "provider committed, not answered", "provider committed, agent not answered"
 EDGES = {
     "before T1": Edge(links=("api-postgres",), statement="reserve", part="whole"),
     "T1 in flight": Edge(links=("api-postgres",), statement="reserve", part="commit"),
@@ -81,19 +125,44 @@ EDGES = {
     "T2 in flight": Edge(links=WORKER_POSTGRES, statement="claim", part="commit", gather_seconds=1.3),
     "after T2, before the send": Edge(links=WORKER_POSTGRES, statement="claim", part="answer", gather_seconds=1.3),
     "during the send": Edge(links=PROVIDER, method="POST", part="last-byte", gather_seconds=2.5),
-    "provider committed, not answered": Edge(links=PROVIDER, method="POST", part="answer", gather_seconds=2.5),
+    COMMITTED: Edge(links=PROVIDER, method="POST", part="answer", gather_seconds=2.5),
     "answered, before T3": Edge(links=WORKER_POSTGRES, statement="settle", part="whole", gather_seconds=2.8),
     "T3 in flight": Edge(links=WORKER_POSTGRES, statement="settle", part="commit", gather_seconds=2.8),
     "after T3": Edge(links=WORKER_POSTGRES, statement="settle", part="answer", gather_seconds=2.8),
+    "agent, before its reservation": _of_agents("whole", resource="reservations"),
+    "agent's reservation in flight": _of_agents("commit", at="api-postgres", statement="reserve"),
+    "agent's reservation committed, not answered": _of_agents("answer", resource="reservations", gather_seconds=1.3),
+    "in the handler, before its request": _of_agents("whole", at="agent-provider"),
+    "during the handler's request": _of_agents("last-byte", at="agent-provider"),
+    AGENT_COMMITTED: _of_agents("answer", at="agent-provider"),
+    "handler done, before its settlement": _of_agents("whole", resource="settle"),
+    "agent's settlement in flight": _of_agents("commit", at="api-postgres", statement="settle"),
+    "agent's settlement committed": _of_agents("answer", at="api-postgres", statement="settle"),
+    "agent's settlement made, not answered": _of_agents("answer", resource="settle"),
 }
-COMMITTED = "provider committed, not answered"
 NOT_COMMITTING = ("drop-before-commit", "fail-500", "reject-402", "rate-limit")
 """Faults with which the provider commits nothing."""
 
 
-def impossible(fault: str, edge: str) -> str | None:
+def concerns(nemesis: str) -> frozenset[Executor]:
+    """Whose effects pass through the part that a nemesis strikes."""
+    if "agent" in nemesis:
+        return frozenset({"client"})
+    if "worker" in nemesis or nemesis.startswith("caller-api"):
+        return frozenset({"gateway"})
+    return frozenset({"gateway", "client"})
+
+
+def impossible(nemesis: str, fault: str, edge: str) -> str | None:
     """Why a cell cannot be filled by construction; None where it can."""
-    if edge == COMMITTED and fault in NOT_COMMITTING:
+    executor = EDGES[edge].executor
+    if executor not in concerns(nemesis):
+        if executor == "gateway":
+            return "what a worker carries out does not pass through an agent"
+        return "what an agent carries out passes through no worker, and reaches the API by a link of the agent's own"
+    if executor == "client" and fault.startswith("webhook"):
+        return "no event speaks of a tool whose contract is its caller's own"
+    if edge in (COMMITTED, AGENT_COMMITTED) and fault in NOT_COMMITTING:
         return "with this fault the provider commits nothing"
     return None
 
@@ -106,20 +175,32 @@ STAGES = (
     ("T2 in flight", "after T2, before the send"),
     ("during the send", COMMITTED),
     ("answered, before T3", "T3 in flight", "after T3"),
+    ("agent, before its reservation", "agent's reservation in flight", "agent's reservation committed, not answered"),
+    ("in the handler, before its request", "during the handler's request", AGENT_COMMITTED),
+    (
+        "handler done, before its settlement",
+        "agent's settlement in flight",
+        "agent's settlement committed",
+        "agent's settlement made, not answered",
+    ),
 )
 """Edges that a crowd reaches at about the same time: one strike meets operations at all of them."""
 assert tuple(itertools.chain(*STAGES)) == tuple(EDGES)
 
-TOGETHER = (STAGES[:2], STAGES[2:])
+TOGETHER = (STAGES[:2], STAGES[2:4], *((stage,) for stage in STAGES[4:]))
 """Stages that a small crowd reaches in one round: who is stopped early must not wait for who comes late until its claim is worth nothing."""
 
-AFTER_THE_SEND = (COMMITTED, *STAGES[-1])
+AFTER_THE_SEND = (COMMITTED, *STAGES[3], AGENT_COMMITTED, *STAGES[6])
 
 
 def possible_cells(nemeses: Iterable[str] = NEMESES) -> list[Cell]:
     """All cells that can be filled, nemesis by nemesis and edge by edge."""
     return [
-        (nemesis, fault, edge) for nemesis in nemeses for edge in EDGES for fault in FAULTS if impossible(fault, edge) is None
+        (nemesis, fault, edge)
+        for nemesis in nemeses
+        for edge in EDGES
+        for fault in FAULTS
+        if impossible(nemesis, fault, edge) is None
     ]
 
 
@@ -174,7 +255,7 @@ class Round:
     """One nemesis.
 
     Attributes:
-        worker: which of the two workers is struck, where one is.
+        worker: which of the two workers, or agents, is struck, where one is.
         deliver: whether what was held is delivered after the strike, or lost with its connection.
         seconds: how long the nemesis lasts, where it has a duration.
         ahead: operations that meet nothing and go through before the others begin: what the last round broke has noticed it then.
@@ -204,10 +285,14 @@ def operation(
     crowd: int | None = None,
 ) -> Operation:
     """One operation that is to meet a fault and to be stopped at an edge; with so many callers, or as many as the dice say."""
+    executor = None if edge is None else EDGES[edge].executor
     if fault == FORGET_KEYS or fault.startswith("webhook"):
-        tool = REFUND
+        tool = KEYED[executor or "gateway"]
+    elif fault == "fail-500" and executor == "client":
+        tool = OWN_TICKET  # A client cannot say that its provider stores a failure, and would be given the same key for ever.
     else:
-        tool = dice.choices(tools, [TOOL_WEIGHTS[name] for name in tools])[0]
+        there = [name for name in tools if executor in (None, EXECUTORS[name])]
+        tool = dice.choices(there, [TOOL_WEIGHTS[name] for name in there])[0]
     soon = edge in AFTER_THE_SEND
     slow = dice.uniform(0.1, SOON_SECONDS if soon else SLOW_SECONDS)
     delay = {
@@ -272,7 +357,9 @@ def a_pass(
 
 def _filled_up(dice: random.Random, crowd: Sequence[tuple[str, str]], number: int) -> list[tuple[str, str]]:
     edges = sorted({edge for _, edge in crowd})
-    return [*crowd, *((dice.choice(FAULTS), dice.choice(edges)) for _ in range(number - len(crowd)))]
+    executor = EDGES[edges[0]].executor
+    faults = [fault for fault in FAULTS if executor == "gateway" or not fault.startswith("webhook")]
+    return [*crowd, *((dice.choice(faults), dice.choice(edges)) for _ in range(number - len(crowd)))]
 
 
 def _round(dice: random.Random, number: int, nemesis: str, crowd: list[tuple[str, str]], *, tools: Sequence[str]) -> Round:
@@ -283,6 +370,6 @@ def _round(dice: random.Random, number: int, nemesis: str, crowd: list[tuple[str
         worker=dice.randrange(2),
         deliver=dice.random() < 0.6,
         seconds=round(dice.uniform(0.3, 0.8), 3),
-        ahead=tuple(operation(dice, "none", tools=(REFUND, TICKET), crowd=1) for _ in range(AHEAD)),
+        ahead=tuple(operation(dice, "none", tools=PLAIN[EDGES[crowd[0][1]].executor], crowd=1) for _ in range(AHEAD)),
         operations=tuple(operation(dice, fault, edge, tools=tools) for fault, edge in crowd),
     )

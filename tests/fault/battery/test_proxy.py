@@ -202,6 +202,22 @@ async def test_a_request_is_held_by_its_token(network: Network, server: Server) 
         await connections[1][0].read(1)
 
 
+async def test_a_request_is_held_by_what_it_asks_for(network: Network, server: Server) -> None:
+    """A hold of a resource stops the request whose path ends in it; another one, and another method, pass."""
+    port = await network.link("a-b", "http", "127.0.0.1", server.port)
+    token = "op" + "a" * 16
+    held = await network.hold(["a-b"], part="whole", method="POST", resource="settle", containing=[token])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for line in ("POST /v1/settle/heartbeat", "GET /v1/settle"):
+        writer.write(f"{line} HTTP/1.1\r\nContent-Length: 18\r\n\r\n{token}".encode())
+        assert (await reader.readuntil(token.encode())).startswith(line.encode())
+    writer.write(f"POST /v1/1/settle?a=/b HTTP/1.1\r\nContent-Length: 18\r\n\r\n{token}".encode())
+    assert await held.reached(1, deadline_seconds=SOON_SECONDS) == {token: "a-b"}
+    assert await silent(reader)
+    await held.release()
+    assert b"settle?a" in await reader.readuntil(token.encode())
+
+
 INSERT = "insert into made values ($1)"
 
 

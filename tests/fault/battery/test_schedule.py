@@ -1,13 +1,17 @@
 """The schedule is a function of its seed and of what is still empty, and a pass leaves no nemesis, edge or fault out."""
 
 from tests.fault.battery.schedule import (
+    AGENT_COMMITTED,
     AHEAD,
     CLASSES,
+    COMMITTED,
     EDGES,
+    EXECUTORS,
     FAULTS,
     KEYS_MAX,
     MAIL,
     NEMESES,
+    NOT_COMMITTING,
     STAGES,
     Cell,
     Round,
@@ -56,9 +60,26 @@ def test_what_is_empty_is_played_again() -> None:
     assert all(operation.tool != MAIL for one in drawn for operation in one.operations)
 
 
+def test_an_effect_is_carried_out_by_whom_its_edge_says() -> None:
+    """An operation at an edge of agents is of a tool that agents carry out, one at an edge of workers is not."""
+    for one in a_pass(7, 0, cells=possible_cells(), keys_min=50):
+        executors = {EDGES[edge].executor for edge in one.edges}
+        assert len(executors) == 1
+        assert {EXECUTORS[of.tool] for of in (*one.ahead, *one.operations)} == executors
+
+
 def test_what_is_impossible_has_a_reason() -> None:
-    """Only a provider that commits nothing cannot be met after it has committed."""
-    named = {(fault, edge) for fault in FAULTS for edge in EDGES if impossible(fault, edge)}
-    assert {edge for _, edge in named} == {"provider committed, not answered"}
-    assert {fault for fault, _ in named} == {"drop-before-commit", "fail-500", "reject-402", "rate-limit"}
-    assert len(possible_cells()) == len(NEMESES) * (len(FAULTS) * len(EDGES) - len(named))
+    """Who has committed nothing is not met afterwards; nobody is struck by what is not on the way; events speak of no tool of an agent's."""
+    everywhere = [(nemesis, fault, edge) for nemesis in NEMESES for fault in FAULTS for edge in EDGES]
+    named = {cell for cell in everywhere if impossible(*cell)}
+    assert set(possible_cells()) == set(everywhere) - named
+    on_the_way = {cell for cell in named if impossible("postgres-stop", *cell[1:])}
+    committing = {edge for _, fault, edge in on_the_way if fault == "fail-500"}
+    assert committing == {COMMITTED, AGENT_COMMITTED}
+    assert {fault for _, fault, edge in on_the_way if edge == COMMITTED} == set(NOT_COMMITTING)
+    agents = {edge for edge in EDGES if EDGES[edge].executor == "client"}
+    assert {edge for _, fault, edge in on_the_way if fault == "webhook early"} == agents
+    passed_by = {(nemesis, edge in agents) for nemesis, _, edge in named - on_the_way}
+    assert ("kill-worker", True) in passed_by
+    assert ("kill-agent", False) in passed_by
+    assert not {nemesis for nemesis, _ in passed_by} & {"kill-api", "postgres-stop", "api-redis reset"}

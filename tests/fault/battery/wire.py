@@ -26,7 +26,7 @@ class Frame:
     Attributes:
         data: its bytes.
         kind: Postgres: the letter of the message (`B` Bind, `S` Sync, ...), "" for those of the start; HTTP: the method; raw: "".
-        statement: Postgres: the SQL that a Bind executes; None otherwise.
+        statement: Postgres: the SQL that a Bind executes; HTTP: the last segment of the path; None otherwise.
     """
 
     data: bytes
@@ -115,7 +115,8 @@ class Http:
             if len(self._kept) < size:
                 return
             request, self._kept = self._kept[:size], self._kept[size:]
-            yield Frame(request, head.split(b" ", 1)[0].decode("latin-1"))
+            method, target, *_ = head.decode("latin-1").split(" ", 2)
+            yield Frame(request, method, target.partition("?")[0].rpartition("/")[2])
 
 
 def framer(protocol: Speech) -> Framer:
