@@ -10,6 +10,9 @@ from uuid import UUID
 
 from outbox_store.connection import Connection
 
+PROBES_MAX = 20
+"""How many probes of one actor about one attempt are kept that have no answer, or one that changed nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
@@ -73,6 +76,15 @@ from probes p join reservations r on (r.organization_id, r.id) = (p.organization
 where p.organization_id = $1 and p.reservation_id = $2 and p.id = $3
 """
 
+# What has been answered and counts is kept, and so are the newest: a client that begins over and over leaves no more than that. What
+# is forgotten may be looked for anew, by a probe that begins then.
+FORGET = """
+delete from probes where organization_id = $1 and id in (
+  select id from probes
+  where (organization_id, reservation_id, attempt_id, actor_id) = ($1, $2, $3, $4) and (verdict is null or verdict in ('too-early', 'stale', 'known'))
+  order by asked_at desc, id offset $5)
+"""
+
 SAY = "update probes set answered_at = now(), found = $3, verdict = $4 where organization_id = $1 and id = $2"
 
 
@@ -84,12 +96,14 @@ async def offer(connection: Connection, organization_id: UUID, attempt_id: UUID,
 async def begin(
     connection: Connection, organization_id: UUID, reservation_id: UUID, new_id: UUID, attempt_id: UUID, actor_id: UUID
 ) -> Begun | None:
-    """Begin a probe about the newest attempt of a doubt.
+    """Begin a probe about the newest attempt of a doubt; the actor's oldest ones beyond `PROBES_MAX` are forgotten.
 
     Returns:
         None where there is no such doubt, it is about another attempt by now, or the actor was not told to look for it.
     """
     record = await connection.fetchrow(BEGIN, organization_id, reservation_id, new_id, attempt_id, actor_id)
+    if record is not None:
+        await connection.execute(FORGET, organization_id, reservation_id, attempt_id, actor_id, PROBES_MAX)
     return None if record is None else Begun(**dict(record))
 
 

@@ -109,7 +109,8 @@ async def answer_probe(api: Api, key: ScopedKey, reservation_id: UUID, probe_id:
         await hold(tx, key.organization_id, reservation_id)
         probe = await probes.find(tx, key.organization_id, reservation_id, probe_id, between_seconds=between)
         if probe is None or probe.actor_id != key.actor_id:
-            raise Refused(_not_probed("There is no probe of this id that this key's actor began."), facts_of(view))
+            detail = "There is no probe of this id that this key's actor began, or it has begun many since: begin another one."
+            raise Refused(_not_probed(detail), facts_of(view))
         if probe.found is not None and probe.found != seen.exists:
             detail = "This probe was answered otherwise before. Nothing was changed."
             raise Refused(OutboxError("outcome-differs", detail), facts_of(view))
