@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest_asyncio
-from tests.support.api import RunningApi, Scene, problem_of, refund, until_waiting
+from tests.support.api import RunningApi, Scene, problem_of, refund, until, until_waiting
 from tests.support.invariants import assert_invariants
 
 INLINE_A = {"key": "charge:{order}", "class": "A", "owner": "billing", "receipt": "id"}
@@ -168,6 +168,23 @@ async def test_who_waits_takes_over_when_the_holder_is_gone(api: RunningApi, age
     response = await asyncio.wait_for(waiting, 20)
     assert response.status_code == 201, response.text
     assert response.json()["attempt"]["recovering"] is True
+
+
+async def test_what_comes_between_reserving_and_the_attempt_undoes_both(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """A contradiction told in the middle of T1 and T2: the caller is told of it, and no reservation stays that nobody holds."""
+    first = await opened(agent, charge())
+    assert (await settled(agent, first, "rejected")).json()["state"] == "failed"
+    waits = "select 1 from pg_locks where relation = 'breakers'::regclass and not granted"
+    async with scene.connection() as connection, connection.transaction():
+        # Only the claim reads it, after the row of T1.
+        await connection.execute("lock table breakers in access exclusive mode")
+        asking = asyncio.create_task(agent.post("/v1/reservations", json=charge()))
+        await until(lambda: scene.fetch(waits), what="the claim")
+        problem_of(await settled(agent, first, external_reference="ch_1"), 409, "outcome-differs")
+        assert await scene.count("contradictions") == 1
+    told = problem_of(await asyncio.wait_for(asking, 20), 409, "contradiction")
+    assert told["contradicted_reservation_id"] == first["reservation_id"]
+    assert await scene.count("reservations") == 1
 
 
 async def test_outside_its_window_class_a_is_a_persons(agent: httpx2.AsyncClient, scene: Scene) -> None:
