@@ -299,7 +299,7 @@ async def test_class_b_is_done_again_after_absences_that_count(agent: httpx2.Asy
     problem_of(
         await agent.post(f"{url}/{begun['probe_id']}", json={"found": True, "external_reference": "x"}), 409, "outcome-differs"
     )
-    await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+    await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     _, proven = await probed(agent, first, {"found": False})
     assert (proven.json()["state"], proven.json()["probe"]["verdict"]) == ("reserved", "settled")
     second = await opened(agent, charge(contract=CLASS_B, time_limit_seconds=5))
@@ -315,8 +315,7 @@ async def test_a_client_succeeded_after_all(agent: httpx2.AsyncClient, scene: Sc
     first = await in_doubt_b(agent, scene)
     for _ in range(2):
         await let_absences_count(scene, first["reservation_id"])
-        begun, proven = await probed(agent, first, {"found": False})
-        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+        _, proven = await probed(agent, first, {"found": False})
         await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     assert proven.json()["state"] == "reserved"
     told = await settled(agent, first, external_reference="t-1")
@@ -349,8 +348,8 @@ async def test_what_nobody_holds_is_voided(agent: httpx2.AsyncClient, scene: Sce
     await let_absences_count(scene, first["reservation_id"])
     url = f"/v1/reservations/{first['reservation_id']}"
     problem_of(await agent.post(f"{url}/void", json={"reason": "no more"}), 409, "not-withdrawable")
-    begun, _ = await probed(agent, first, {"found": False})
-    await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+    await probed(agent, first, {"found": False})
+    await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     await probed(agent, first, {"found": False})
     for _ in range(2):
         told = await agent.post(f"{url}/void", json={"reason": "no more"})

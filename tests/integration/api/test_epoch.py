@@ -195,7 +195,7 @@ async def looked_twice(scene: Scene, agent: httpx2.AsyncClient, told: dict[str, 
     for _ in range(2):
         begun = await agent.post(url, json={"attempt_id": told["probe"]["attempt_id"]})
         assert (await agent.post(f"{url}/{begun.json()['probe_id']}", json={"found": False})).status_code == 200
-        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where {own}")
+        await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
 
 
 async def test_a_client_looks_for_what_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:

@@ -209,6 +209,25 @@ async def test_one_answer_is_one_absence(store: Store) -> None:
     assert (await absent(store, await looked(store, row, attempt))).state is State.RESERVED
 
 
+async def test_two_absences_right_after_each_other_are_one(store: Store) -> None:
+    """A look-up that a person had sent while another one was under way proves nothing beside it; one that comes later does."""
+    row, attempt = await in_doubt(store)
+    first = await looked(store, row, attempt)
+    again = await doubts.recheck(
+        store.api, row.organization_id, [row.id], pause_seconds=0.0, actor_chain=["person:ada"], reason="now", batch_id=uuid4()
+    )
+    assert again == [row.id]
+    second = await begin(store, row, attempt)
+    assert second is not None
+    assert (await absent(store, first, between_seconds=10.0)).verdict == "noted"
+    assert (await absent(store, second, between_seconds=10.0)).verdict == "too-early"
+    record = await store.reservation(row.id)
+    assert (record["state"], record["absences"]) == ("in_doubt", 1)
+    await store.owner.execute("update reservations set absent_at = absent_at - interval '10 seconds' where id = $1", row.id)
+    third = await looked(store, row, attempt)
+    assert (await absent(store, third, between_seconds=10.0)).state is State.RESERVED
+
+
 async def test_a_new_sending_begins_anew(store: Store) -> None:
     """Steps, look-ups and absences of one sending say nothing of the next; resends of an earlier doubt do not bound a later one."""
     row, first = await in_doubt(store)

@@ -35,8 +35,6 @@ class Probe:
 
     Attributes:
         found, verdict: what was answered and what came of it; None while nothing was.
-        too_soon: it was begun so shortly after one that counted that both may be the same stale read.
-        absences: how many of the newest attempt count already.
     """
 
     id: UUID
@@ -45,8 +43,6 @@ class Probe:
     asked_at: datetime
     found: bool | None
     verdict: str | None
-    too_soon: bool
-    absences: int
 
 
 OFFER = """
@@ -66,14 +62,7 @@ returning id, attempt_id, asked_at,
 """
 
 FIND = """
-select p.id, p.attempt_id, p.actor_id, p.asked_at, p.found, p.verdict, r.absences,
-  coalesce(p.asked_at < (
-    select max(q.asked_at) + make_interval(secs => $4) from probes q
-    where (q.organization_id, q.reservation_id, q.attempt_id) = (p.organization_id, p.reservation_id, p.attempt_id)
-      and not q.found and q.verdict = 'noted'
-  ), false) as too_soon
-from probes p join reservations r on (r.organization_id, r.id) = (p.organization_id, p.reservation_id)
-where p.organization_id = $1 and p.reservation_id = $2 and p.id = $3
+select id, attempt_id, actor_id, asked_at, found, verdict from probes where organization_id = $1 and reservation_id = $2 and id = $3
 """
 
 # What has been answered and counts is kept, and so are the newest: a client that begins over and over leaves no more than that. What
@@ -107,16 +96,13 @@ async def begin(
     return None if record is None else Begun(**dict(record))
 
 
-async def find(
-    connection: Connection, organization_id: UUID, reservation_id: UUID, id: UUID, *, between_seconds: float
-) -> Probe | None:
+async def find(connection: Connection, organization_id: UUID, reservation_id: UUID, id: UUID) -> Probe | None:
     """The probe of this id.
 
     Args:
         connection: in a transaction that holds the reservation.
-        between_seconds: how long after a probe that counted the next one that may must have begun.
     """
-    record = await connection.fetchrow(FIND, organization_id, reservation_id, id, between_seconds)
+    record = await connection.fetchrow(FIND, organization_id, reservation_id, id)
     return None if record is None else Probe(**dict(record))
 
 
