@@ -15,8 +15,9 @@ from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, st
 from tests.support.invariants import assert_invariants
 
 from outbox_domain.reservation import Outcome, State
+from outbox_providers.catalog import shipped
 from outbox_sandbox.webhooks import sign
-from outbox_store import webhooks_in
+from outbox_store import tool_contracts, webhooks_in
 from outbox_store.claim import Claimed, plant
 
 SECRET = "whsec_of_this_test"
@@ -341,6 +342,26 @@ async def test_events_of_others(provider: Provider, agent: httpx2.AsyncClient, s
     problem_of(await provider.send(b'"' + b"x" * (1 << 20) + b'"'), 413, "too-large")
     assert await standing(scene, attempt.reservation_id) == before
     assert await scene.count("webhooks_in") == 0
+
+
+async def test_a_marker_is_looked_for_in_every_place(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What stands where another tool of the provider has its marker, and is none of ours, does not hide the one that is."""
+    attempt = await provider.doubtful(agent)
+    webhook = next(each for each in shipped() if each.tool == "stripe.refund.create").document()["webhook"]
+    other = next(each for each in shipped() if each.tool == "stripe.customer.create").document()
+    document = other | {"version": 2, "webhook": webhook | {"match": "data.object.description"}}
+    async with scene.connection() as connection:
+        await tool_contracts.install(connection, scene.organization_id, [("stripe.customer.create", 2, document)])
+    unmarked, marked = event(marker=None), event()
+    for each in (unmarked, marked):
+        each["data"]["object"]["description"] = "refunded"
+
+    async def looked_for() -> bool:
+        return await provider.verdict(unmarked) == "unmatched"
+
+    await until(looked_for, what="the new contract")
+    assert await provider.verdict(marked) == "settled"
+    assert (await standing(scene, attempt.reservation_id))["state"] == "succeeded"
 
 
 async def test_another_connection_of_the_same_marker(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:

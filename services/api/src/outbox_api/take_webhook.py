@@ -75,13 +75,13 @@ async def take_webhook(
         OutboxError: `invalid-signature`, `invalid-request` for a signed body that is no event.
     """
     event = await _verified(directory, by, headers, body, now_seconds)
-    for marker in await _markers(directory, by, event):
+    markers = await _markers(directory, by, event)
+    for marker in markers:
         async with acquire(pool) as connection:
             found = await marked(connection, by.organization_id, by.connection_id, marker)
         if found:
             return await _settle(pool, directory, by, event, marker, found, new_id)
-        return Taken(verdict="unmatched")
-    return Taken(verdict="unmarked")
+    return Taken(verdict="unmatched" if markers else "unmarked")
 
 
 async def _verified(directory: Directory, by: Listener, headers: Mapping[str, str], body: bytes, now_seconds: float) -> Event:
@@ -98,7 +98,7 @@ async def _verified(directory: Directory, by: Listener, headers: Mapping[str, st
 
 
 async def _markers(directory: Directory, by: Listener, event: Event) -> list[str]:
-    """The markers that the event carries where the provider's contracts look for one; rarely more than one."""
+    """What the event carries where the provider's contracts look for a marker; where they look in several places, one is ours."""
     tools = await directory.tools(by.organization_id)
     rules = {tool.webhook for tool in tools.values() if tool.provider == by.provider and tool.webhook is not None}
     found = (marker_in(rule, event) for rule in sorted(rules, key=lambda rule: rule.match))
