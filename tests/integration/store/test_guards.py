@@ -196,8 +196,9 @@ async def filled(store: Store) -> None:
     )
     await webhooks_in.take(store.api, by, "evt_1", "marker", doubtful.reservation_id)
     await store.api.execute(
-        "insert into epoch_clearances (organization_id, epoch, cleared_by, reason) values ($1, 1, '[]', 'Nothing was lost.')",
+        "insert into epoch_clearances (organization_id, environment_id, epoch, cleared_by, reason) values ($1, $2, 1, '[]', 'Nothing was lost.')",
         world.organization_id,
+        world.environment_id,
     )
     clients = world.row(executor="client")
     await reserve(store.api, [clients])
