@@ -183,6 +183,17 @@ FAILURES = [
 ]
 
 
+async def test_an_event_of_another_amount(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What the provider moved is taken for what it did, and that it is not what was asked stands in the receipt's evidence."""
+    attempt = await provider.doubtful(agent)
+    told = event()
+    told["data"]["object"]["amount"] = 5
+    assert await provider.verdict(told) == "settled"
+    [receipt] = await scene.fetch("select evidence from receipts where reservation_id = $1", attempt.reservation_id)
+    assert [each["kind"] for each in receipt["evidence"]] == ["webhook", "variance"]
+    assert receipt["evidence"][1]["detail"]["reported"] == {"amount": 5, "currency": "EUR"}
+
+
 @pytest.mark.parametrize("told", FAILURES, ids=lambda told: "-".join(told.values()))
 async def test_an_event_that_proves_nothing(
     provider: Provider, agent: httpx2.AsyncClient, scene: Scene, told: dict[str, str]

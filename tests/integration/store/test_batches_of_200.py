@@ -152,7 +152,7 @@ class Reservation:
             self.due = self.due and self.state is not State.IN_DOUBT
             known = known and attempt.late_write
         if not known:
-            attempt.late = {settlement.outcome}
+            attempt.late.add(settlement.outcome)
             attempt.late_write |= settlement.late_write and settlement.outcome is Outcome.UNKNOWN
         return "already" if known else "evidence"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from outbox_api.directory import Directory
+from outbox_domain import money
 from outbox_domain.errors import OutboxError
 from outbox_domain.reservation import OPEN
 from outbox_providers.webhooks import Event, EventMalformed, SignatureRefused, effect_in, marker_in, proves, read_event, verify
@@ -120,6 +121,12 @@ async def _settle(
         return Taken(verdict="unusable", reservation_id=newest.id)
     row = _meant(found, effect.external_reference)
     vault = await directory.vault(by.organization_id)
+    evidence: list[dict[str, object]] = [
+        {"kind": "webhook", "detail": {"event": event.id} | ({} if event.kind is None else {"type": event.kind})}
+    ]
+    difference = money.difference(row.amount, row.currency, effect.amount_reported, effect.currency_reported)
+    if difference is not None:
+        evidence.append({"kind": "variance", "detail": difference})
     resolution = Resolution(
         organization_id=by.organization_id,
         reservation_id=row.id,
@@ -134,7 +141,7 @@ async def _settle(
         provider=by.provider,
         external_reference=effect.external_reference,
         provider_request_id=effect.provider_request_id,
-        evidence=[{"kind": "webhook", "detail": {"event": event.id} | ({} if event.kind is None else {"type": event.kind})}],
+        evidence=evidence,
         sealed_result=vault.seal_result(row.id, effect.result),
         said_by=None,
         reason="webhook",

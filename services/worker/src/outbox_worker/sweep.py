@@ -147,17 +147,15 @@ class Sweep:
                 sends[row.connection_id] += 1
 
     async def _paced(self, rows: list[Due], sends: Counter[UUID]) -> list[Due]:
-        """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
-        now: list[Due] = []
+        """The rows to be taken up now, in their order; doubts beyond the pace of their connection are given a later time each."""
         paced: dict[tuple[UUID, UUID, float, int], list[Due]] = {}
+        not_now: set[UUID] = set()
         for row in rows:
-            if row.state is not State.IN_DOUBT or row.executor != "gateway":
-                now.append(row)
-            elif row.reservation_id in self._running:
-                continue  # It is under way here; another time for it would take it out of its own hands.
-            elif row.trial:
-                now.append(row)
-            else:
+            if row.state is not State.IN_DOUBT:
+                continue
+            if row.reservation_id in self._running:
+                not_now.add(row.reservation_id)  # It is under way here; another time for it would take it out of its own hands.
+            elif row.executor == "gateway" and not row.trial:
                 paced.setdefault((row.organization_id, row.connection_id, *await self._pace_of(row)), []).append(row)
         later: list[tuple[UUID, UUID, float]] = []
         for (organization_id, connection_id, pace, at_once), doubts in paced.items():
@@ -165,12 +163,12 @@ class Sweep:
             wanted = min(len(doubts), self.free_slots, self._share - sends[connection_id])
             if wanted <= 0:
                 self._turned_away = True
+                not_now.update(row.reservation_id for row in doubts)
                 continue
             async with acquire(self._worker.pool) as connection:
                 taken, wait_seconds = await take_turns(
                     connection, organization_id, connection_id, pace_seconds=pace, at_once=at_once, wanted=wanted
                 )
-            now += doubts[:taken]
             later += [
                 (organization_id, row.reservation_id, wait_seconds + place * pace) for place, row in enumerate(doubts[taken:])
             ]
@@ -178,7 +176,8 @@ class Sweep:
             async with acquire(self._worker.pool) as connection:
                 await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
-        return now
+            not_now.update(id for _, id, _ in later)
+        return [row for row in rows if row.reservation_id not in not_now]
 
     async def _pace_of(self, row: Due) -> tuple[float, int]:
         """Seconds between two doubts of a connection, as its contract says or by default, and how many may come at once."""
