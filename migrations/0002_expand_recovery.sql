@@ -40,11 +40,13 @@ comment on column breakers.closed_at is 'What ended unknown before it is not cou
 create table recovery_turns (
   organization_id uuid not null,
   connection_id uuid not null,
-  taken_at timestamptz not null default now(),
-  primary key (organization_id, connection_id),
+  pace_seconds double precision not null check (pace_seconds > 0),
+  taken_at timestamptz not null,
+  primary key (organization_id, connection_id, pace_seconds),
   foreign key (organization_id, connection_id) references connections
 );
-comment on table recovery_turns is 'When a worker last took up a doubt of a connection whose contract paces them, so that all workers keep the pace together.';
+comment on table recovery_turns is 'When doubts of a connection that keep one pace were last taken up, so that all workers keep it together.';
+comment on column recovery_turns.taken_at is 'Of a turn that was taken ahead: when it would have come.';
 
 create index attempts_unknown on attempts (organization_id, closed_at) where outcome = 'unknown';
 comment on index attempts_unknown is 'Counted when an attempt ends unknown: so many within a minute open the breaker.';

@@ -8,6 +8,12 @@ alter table tool_contracts
 create unique index tool_contracts_inline on tool_contracts (organization_id, tool, inline_digest) where inline_digest is not null;
 comment on column tool_contracts.inline_digest is 'Of a contract that came with a client-executed call, without its version.';
 
+-- A client may say now this and now that of an attempt that was closed before: each is evidence once.
+alter table attempts add column late_outcomes text[] not null default '{}',
+  add constraint attempt_late_outcomes check (late_outcomes <@ array['succeeded', 'rejected', 'deferred', 'unsent', 'unknown']);
+update attempts set late_outcomes = array[late_outcome] where late_outcome is not null;
+comment on column attempts.late_outcomes is 'Every outcome that was reported when the attempt was closed already, in the order in which it was first; late_outcome is the last.';
+
 create table probe_offers (
   organization_id uuid not null,
   attempt_id uuid not null,
@@ -73,9 +79,9 @@ begin
     where (r.organization_id, r.id) = (new.organization_id, new.reservation_id);
   if current_user = 'outbox_api' and not by_client and (
     tg_op = 'INSERT'
-    or (new.lease_until, new.provider_key, new.marker, new.late_outcome, new.late_write, new.stored, new.provider_status, new.provider_code,
+    or (new.lease_until, new.provider_key, new.marker, new.late_outcome, new.late_outcomes, new.late_write, new.stored, new.provider_status, new.provider_code,
         new.provider_request_id, new.provider_seconds)
-      is distinct from (old.lease_until, old.provider_key, old.marker, old.late_outcome, old.late_write, old.stored, old.provider_status,
+      is distinct from (old.lease_until, old.provider_key, old.marker, old.late_outcome, old.late_outcomes, old.late_write, old.stored, old.provider_status,
         old.provider_code, old.provider_request_id, old.provider_seconds)
     or old.outcome is null and new.outcome is not null and new.closed_by not in ('person', 'webhook')) then
     raise exception 'attempt %: the API opens and closes no attempt of the gateway', new.id

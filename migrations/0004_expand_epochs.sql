@@ -36,17 +36,19 @@ alter table epochs
   alter column timeline set not null,
   add constraint epoch_loss check (number = 1 or (lost_since is not null and possibly_lost_until is not null));
 comment on column epochs.lost_since is 'Everything committed before was kept, so nothing that was lost can have been sent earlier.';
-comment on column epochs.possibly_lost_until is 'Until then a key first seen is treated as possibly sent, unless the organization has cleared the epoch.';
+comment on column epochs.possibly_lost_until is 'Until then a key first seen is treated as possibly sent, unless the epoch has been cleared for its environment.';
 
 create table epoch_clearances (
   organization_id uuid not null references organizations,
+  environment_id uuid not null,
   epoch bigint not null references epochs,
   cleared_at timestamptz not null default now(),
   cleared_by jsonb not null,
   reason text not null check (length(reason) between 1 and 500),
-  primary key (organization_id, epoch)
+  primary key (organization_id, environment_id, epoch),
+  foreign key (organization_id, environment_id) references environments
 );
-comment on table epoch_clearances is 'A person of the organization says that nothing of its was lost: keys first seen are new again.';
+comment on table epoch_clearances is 'A person says that nothing of an environment was lost: its keys first seen are new again.';
 
 alter table reservations add column suspected_epoch bigint;
 comment on column reservations.suspected_epoch is 'The newest epoch for which it was considered that it may have been sent before the loss.';

@@ -65,10 +65,10 @@ grant select, insert, update on doubt_episodes to outbox_api, outbox_worker;
 -- held by the triggers `reservation_executor` and `attempt_executor` (ADR 0014).
 grant insert on attempts to outbox_api;
 grant update (attempts, epoch, resends, last_attempt_id, late_write, conflicted, void_reason, provider_status, provider_code) on reservations to outbox_api;
-grant update (lease_until, provider_key, marker, late_outcome, late_write, stored, provider_status, provider_code, provider_request_id,
+grant update (lease_until, provider_key, marker, late_outcome, late_outcomes, late_write, stored, provider_status, provider_code, provider_request_id,
   provider_seconds) on attempts to outbox_api;
 grant select, insert on probes, probe_offers to outbox_api;
-grant update (answered_at, found, verdict) on probes to outbox_api;
+grant update (answered_at, found, verdict), delete on probes to outbox_api;
 -- What an inline contract brings along; the trigger `inline_only` refuses everything else.
 grant insert (organization_id, tool, version, document, inline_digest) on tool_contracts to outbox_api;
 grant insert (organization_id, id, environment_id, provider, name, base_url) on connections to outbox_api;

@@ -334,15 +334,16 @@ async def test_deleted_tail(stoppable_postgres: StoppablePostgres, tmp_path: Pat
 
 
 async def test_without_the_rule_of_first_seen_keys(stoppable_postgres: StoppablePostgres, tmp_path: Path) -> None:
-    """Negative control: where the organization has cleared an epoch in which something was lost, the repeated mail is sent twice."""
+    """Negative control: where somebody has cleared an epoch in which something was lost, the repeated mail is sent twice."""
     async with telling(stoppable_postgres, tmp_path) as story:
         mail = await story.ground.reserve(MAIL)
         await story.ground.until_state(mail, "succeeded")
         await lose_rows(story, mail)
         await story.until_epoch(2)
         await story.ground.change(
-            "insert into epoch_clearances (organization_id, epoch, cleared_by, reason) values ($1, 2, '[]', 'Wrongly.')",
+            "insert into epoch_clearances (organization_id, environment_id, epoch, cleared_by, reason) values ($1, $2, 2, '[]', 'Wrongly.')",
             story.ground.scene.organization_id,
+            story.ground.scene.environment_id,
         )
         again = await story.ground.reserve(MAIL, token=token_of(mail))
         await story.ground.until_state(again, "succeeded")

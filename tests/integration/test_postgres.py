@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -146,8 +148,33 @@ async def test_a_way_that_broke_silently_is_noticed_once(empty_database: Databas
         await between.heal(["pool-postgres"])
         with pytest.raises(AWAY):
             await question(pool)
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        before = asyncio.all_tasks()
         assert await question(pool) == 1
+        closing = asyncio.all_tasks() - before
+        assert closing, "asyncpg closes in a task what is half-open"
+        await asyncio.wait(closing, timeout=10)
+        del closing
+        gc.collect()
+        assert complaints == [], "a connection that is dead need not be closed in order"
         pool.terminate()
+
+
+async def test_an_error_while_a_connection_is_closed_is_not_hidden(
+    empty_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that the connection was dead before is no news when a pool closes it."""
+
+    async def broken(self: object, *, timeout: float | None = None) -> None:
+        raise KeyError("ours")
+
+    pool = await open_pool(settings(empty_database.superuser_url), application_name="test")
+    async with acquire(pool) as connection:
+        monkeypatch.setattr(asyncpg.Connection, "close", broken)
+        with pytest.raises(KeyError):
+            await connection.close()
+    pool.terminate()
 
 
 async def test_a_long_statement_is_prepared_once(empty_database: Database) -> None:

@@ -6,7 +6,7 @@ Each test asks the invariants of the ledger afterwards.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +16,9 @@ from tests.support.ledger import claimed
 from tests.support.outbox_up import PATHS, request
 from tests.support.postgres import PostgresServer
 from tests.support.recovery_ground import Ground, Servers, is_for_a_person, make_ground, serving
+
+from outbox_store.sweep import take_turns
+from outbox_worker.sweep import RECOVERIES_AT_ONCE, RECOVERY_PACE_SECONDS
 
 REFUND, CUSTOMER, TICKET, MAIL, ECHO = (
     "stripe.refund.create",
@@ -323,12 +326,27 @@ async def test_breaker_stops_resends(ground: Ground) -> None:
 
 
 async def test_recovery_is_paced(ground: Ground) -> None:
-    """Thirty doubts of one connection at once are not thirty look-ups at once; all of them end."""
+    """Thirty doubts of one connection at once are not thirty look-ups at once, also counted over all workers; all of them end."""
     with ground.servers.frozen():
         rows = [await ground.reserve(TICKET) for _ in range(30)]
         async with ground.scene.connection() as connection:
             for row in rows:
                 await claimed(connection, row, lease_seconds=0.05)
+            # Other workers have taken up what may be taken up within the next three seconds.
+            of = (row.organization_id, row.connection_id, RECOVERY_PACE_SECONDS)
+            await take_turns(connection, *of[:2], pace_seconds=of[2], at_once=RECOVERIES_AT_ONCE, wanted=1)
+            turn_at = await connection.fetchval(
+                """update recovery_turns set taken_at = now() + make_interval(secs => 3 + $3 * ($4 - 1))
+                   where (organization_id, connection_id, pace_seconds) = ($1, $2, $3) returning now() + interval '3 seconds'""",
+                *of,
+                RECOVERIES_AT_ONCE,
+            )
+
+    async def looked_at() -> datetime | None:
+        [found] = await ground.scene.fetch("select now() as now, sum(lookups) as lookups from reservations where {own}")
+        return found["now"] if found["lookups"] else None
+
+    assert await until(looked_at, deadline_seconds=60.0) >= turn_at
     for row in rows:
         found = await ground.until_state(row, "succeeded", deadline_seconds=60.0)
         assert (found["outcomes"], found["absent"]) == (["unknown", "succeeded"], [True, False])

@@ -71,9 +71,14 @@ class Attempt:
     lease_until: float
     outcome: Outcome | None = None
     by_answer: bool = False
-    late_outcome: Outcome | None = None
+    late_outcomes: list[Outcome] = field(default_factory=list)
     late_write: bool = False
     proven_absent: bool = False
+
+    def report_late(self, outcome: Outcome) -> None:
+        """Note what was said when it was closed already, each outcome once."""
+        if outcome not in self.late_outcomes:
+            self.late_outcomes.append(outcome)
 
 
 @dataclass(kw_only=True)
@@ -313,10 +318,10 @@ class Ledger:
         """What came too late to decide; a late write freezes the doubt all the same and puts off when an absence counts."""
         unknown = report.outcome is Outcome.UNKNOWN
         freezes = report.late_write and unknown and one.state in (State.EXECUTING, State.IN_DOUBT)
-        said = (attempt.outcome is report.outcome and attempt.by_answer) or attempt.late_outcome is report.outcome
+        said = (attempt.outcome is report.outcome and attempt.by_answer) or report.outcome in attempt.late_outcomes
         new = not said or (freezes and not attempt.late_write)
         if new:
-            attempt.late_outcome = report.outcome
+            attempt.report_late(report.outcome)
             attempt.late_write |= report.late_write and unknown
         if freezes:
             one.late_write, one.absences, one.absent_at = True, 0, None
@@ -328,7 +333,8 @@ class Ledger:
         """What was thought absent has left after all: in doubt again, or, where it is closed, its key is refused."""
         if one.state in (State.FAILED, State.VOIDED):
             self.contradictions.setdefault((one.id, f"late-write:{attempt.id}"), True)
-            attempt.late_outcome, attempt.late_write = report.outcome, True
+            attempt.report_late(report.outcome)
+            attempt.late_write = True
             return "contradiction"
         if one.state is State.SUCCEEDED:
             return self.note(one, attempt, report)

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest_asyncio
-from tests.support.api import RunningApi, Scene, problem_of, refund, until_waiting
+from tests.support.api import RunningApi, Scene, problem_of, refund, until, until_waiting
 from tests.support.invariants import assert_invariants
 
 INLINE_A = {"key": "charge:{order}", "class": "A", "owner": "billing", "receipt": "id"}
@@ -170,6 +170,23 @@ async def test_who_waits_takes_over_when_the_holder_is_gone(api: RunningApi, age
     assert response.json()["attempt"]["recovering"] is True
 
 
+async def test_what_comes_between_reserving_and_the_attempt_undoes_both(agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """A contradiction told in the middle of T1 and T2: the caller is told of it, and no reservation stays that nobody holds."""
+    first = await opened(agent, charge())
+    assert (await settled(agent, first, "rejected")).json()["state"] == "failed"
+    waits = "select 1 from pg_locks where relation = 'breakers'::regclass and not granted"
+    async with scene.connection() as connection, connection.transaction():
+        # Only the claim reads it, after the row of T1.
+        await connection.execute("lock table breakers in access exclusive mode")
+        asking = asyncio.create_task(agent.post("/v1/reservations", json=charge()))
+        await until(lambda: scene.fetch(waits), what="the claim")
+        problem_of(await settled(agent, first, external_reference="ch_1"), 409, "outcome-differs")
+        assert await scene.count("contradictions") == 1
+    told = problem_of(await asyncio.wait_for(asking, 20), 409, "contradiction")
+    assert told["contradicted_reservation_id"] == first["reservation_id"]
+    assert await scene.count("reservations") == 1
+
+
 async def test_outside_its_window_class_a_is_a_persons(agent: httpx2.AsyncClient, scene: Scene) -> None:
     """A hand-over needs the time limit and the margin inside the provider's window: later nobody is given the attempt."""
     first = await opened(agent, charge(time_limit_seconds=600))
@@ -282,7 +299,7 @@ async def test_class_b_is_done_again_after_absences_that_count(agent: httpx2.Asy
     problem_of(
         await agent.post(f"{url}/{begun['probe_id']}", json={"found": True, "external_reference": "x"}), 409, "outcome-differs"
     )
-    await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+    await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     _, proven = await probed(agent, first, {"found": False})
     assert (proven.json()["state"], proven.json()["probe"]["verdict"]) == ("reserved", "settled")
     second = await opened(agent, charge(contract=CLASS_B, time_limit_seconds=5))
@@ -298,8 +315,7 @@ async def test_a_client_succeeded_after_all(agent: httpx2.AsyncClient, scene: Sc
     first = await in_doubt_b(agent, scene)
     for _ in range(2):
         await let_absences_count(scene, first["reservation_id"])
-        begun, proven = await probed(agent, first, {"found": False})
-        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+        _, proven = await probed(agent, first, {"found": False})
         await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     assert proven.json()["state"] == "reserved"
     told = await settled(agent, first, external_reference="t-1")
@@ -332,8 +348,8 @@ async def test_what_nobody_holds_is_voided(agent: httpx2.AsyncClient, scene: Sce
     await let_absences_count(scene, first["reservation_id"])
     url = f"/v1/reservations/{first['reservation_id']}"
     problem_of(await agent.post(f"{url}/void", json={"reason": "no more"}), 409, "not-withdrawable")
-    begun, _ = await probed(agent, first, {"found": False})
-    await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where id = $1", UUID(begun["probe_id"]))
+    await probed(agent, first, {"found": False})
+    await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
     await probed(agent, first, {"found": False})
     for _ in range(2):
         told = await agent.post(f"{url}/void", json={"reason": "no more"})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +17,7 @@ from tests.support.postgres import Database, PostgresServer
 
 from outbox_domain.reservation import State
 from outbox_runtime.sealing import WrappingKey
-from outbox_store import actors
+from outbox_store import actors, organizations
 from outbox_store.epochs import Suspicion, suspect
 
 RAISED = """
@@ -83,6 +84,21 @@ async def test_another_organization_is_not_spoken_for(scene: Scene, admin: httpx
     assert [row["organization_id"] for row in found] == [scene.organization_id]
     async with scene.connection() as connection:
         assert await connection.fetchval("select count(*) from epoch_clearances where epoch = $1", number) == 1
+
+
+async def test_a_key_of_a_sandbox_says_nothing_of_another_environment(
+    api: RunningApi, scene: Scene, admin: httpx2.AsyncClient
+) -> None:
+    """Whoever clears an epoch clears it where their key acts: elsewhere a key first seen may have been sent before all the same."""
+    number = await raised(scene)
+    async with scene.connection() as connection:
+        id = await organizations.create_environment(connection, scene.organization_id, uuid4(), "another", None)
+    other = replace(scene, environment_id=id, environment="another")
+    async with api.client(await other.key(actor_id=scene.admin_id)) as elsewhere:
+        cleared = await elsewhere.post("/v1/epoch/clear", json={"epoch": number, "reason": REASON})
+        assert (cleared.status_code, cleared.json()["possibly_lost"]) == (200, False)
+    shown = (await admin.get("/v1/epoch")).json()
+    assert (shown["possibly_lost"], shown["cleared_at"]) == (True, None)
 
 
 async def test_who_may_not_clear(api: RunningApi, scene: Scene, admin: httpx2.AsyncClient, agent: httpx2.AsyncClient) -> None:
@@ -195,7 +211,7 @@ async def looked_twice(scene: Scene, agent: httpx2.AsyncClient, told: dict[str, 
     for _ in range(2):
         begun = await agent.post(url, json={"attempt_id": told["probe"]["attempt_id"]})
         assert (await agent.post(f"{url}/{begun.json()['probe_id']}", json={"found": False})).status_code == 200
-        await scene.fetch("update probes set asked_at = asked_at - interval '5 seconds' where {own}")
+        await scene.fetch("update reservations set absent_at = absent_at - interval '5 seconds' where {own}")
 
 
 async def test_a_client_looks_for_what_was_lost(scene: Scene, agent: httpx2.AsyncClient) -> None:

@@ -15,8 +15,9 @@ from tests.support.api import RunningApi, Scene, StandIn, problem_of, refund, st
 from tests.support.invariants import assert_invariants
 
 from outbox_domain.reservation import Outcome, State
+from outbox_providers.catalog import shipped
 from outbox_sandbox.webhooks import sign
-from outbox_store import webhooks_in
+from outbox_store import tool_contracts, webhooks_in
 from outbox_store.claim import Claimed, plant
 
 SECRET = "whsec_of_this_test"
@@ -182,6 +183,17 @@ FAILURES = [
 ]
 
 
+async def test_an_event_of_another_amount(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What the provider moved is taken for what it did, and that it is not what was asked stands in the receipt's evidence."""
+    attempt = await provider.doubtful(agent)
+    told = event()
+    told["data"]["object"]["amount"] = 5
+    assert await provider.verdict(told) == "settled"
+    [receipt] = await scene.fetch("select evidence from receipts where reservation_id = $1", attempt.reservation_id)
+    assert [each["kind"] for each in receipt["evidence"]] == ["webhook", "variance"]
+    assert receipt["evidence"][1]["detail"]["reported"] == {"amount": 5, "currency": "EUR"}
+
+
 @pytest.mark.parametrize("told", FAILURES, ids=lambda told: "-".join(told.values()))
 async def test_an_event_that_proves_nothing(
     provider: Provider, agent: httpx2.AsyncClient, scene: Scene, told: dict[str, str]
@@ -341,6 +353,26 @@ async def test_events_of_others(provider: Provider, agent: httpx2.AsyncClient, s
     problem_of(await provider.send(b'"' + b"x" * (1 << 20) + b'"'), 413, "too-large")
     assert await standing(scene, attempt.reservation_id) == before
     assert await scene.count("webhooks_in") == 0
+
+
+async def test_a_marker_is_looked_for_in_every_place(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:
+    """What stands where another tool of the provider has its marker, and is none of ours, does not hide the one that is."""
+    attempt = await provider.doubtful(agent)
+    webhook = next(each for each in shipped() if each.tool == "stripe.refund.create").document()["webhook"]
+    other = next(each for each in shipped() if each.tool == "stripe.customer.create").document()
+    document = other | {"version": 2, "webhook": webhook | {"match": "data.object.description"}}
+    async with scene.connection() as connection:
+        await tool_contracts.install(connection, scene.organization_id, [("stripe.customer.create", 2, document)])
+    unmarked, marked = event(marker=None), event()
+    for each in (unmarked, marked):
+        each["data"]["object"]["description"] = "refunded"
+
+    async def looked_for() -> bool:
+        return await provider.verdict(unmarked) == "unmatched"
+
+    await until(looked_for, what="the new contract")
+    assert await provider.verdict(marked) == "settled"
+    assert (await standing(scene, attempt.reservation_id))["state"] == "succeeded"
 
 
 async def test_another_connection_of_the_same_marker(provider: Provider, agent: httpx2.AsyncClient, scene: Scene) -> None:

@@ -152,7 +152,7 @@ class Reservation:
             self.due = self.due and self.state is not State.IN_DOUBT
             known = known and attempt.late_write
         if not known:
-            attempt.late = {settlement.outcome}
+            attempt.late.add(settlement.outcome)
             attempt.late_write |= settlement.late_write and settlement.outcome is Outcome.UNKNOWN
         return "already" if known else "evidence"
 
@@ -366,7 +366,10 @@ class Rounds:
 
 
 def _plain(verdict: Verdict | Failed) -> object:
-    return (verdict.constraint, type(verdict.error)) if isinstance(verdict, Failed) else verdict
+    if isinstance(verdict, Failed):
+        return (verdict.constraint, type(verdict.error))
+    # A lease that runs is shorter each time that it is asked for.
+    return replace(verdict, lease_seconds=None) if isinstance(verdict, Held) else verdict
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -13,7 +13,7 @@ from tests.support.ledger import claim_of, claimed, settled
 
 from outbox_domain.reservation import Outcome, State
 from outbox_store import claim as claims
-from outbox_store import client_attempts, tool_contracts
+from outbox_store import client_attempts, probes, tool_contracts
 from outbox_store.batches import Failed
 from outbox_store.claim import Claim, ClaimedByClient, NotClaimed, claim, claim_by_client
 from outbox_store.client_attempts import Lease
@@ -252,6 +252,46 @@ async def test_what_clients_say_of_attempts_of_nobodys_is_bounded(store: Store) 
     for _ in range(client_attempts.EVIDENCE_MAX + 5):
         await noted(store.api, row, attempt_id=str(uuid4()))
     assert [kind for kind, *_ in await store.entries(row.id)].count("evidence") == client_attempts.EVIDENCE_MAX
+
+
+async def test_who_says_now_this_and_now_that_is_written_down_once_each(store: Store) -> None:
+    """Every outcome of a closed attempt is evidence once, in whatever order and however often it is said; a success still settles."""
+    row, attempt = await held(store)
+    await settled(store.api, attempt, Outcome.UNKNOWN)
+    await claim_by_client(store.api, wish_of(row, resend_window_seconds=3600.0, resends_max=3))
+    for _ in range(4):
+        for outcome in (Outcome.REJECTED, Outcome.UNSENT, Outcome.DEFERRED, Outcome.UNKNOWN):
+            await settled(store.api, attempt, outcome)
+    assert (await store.attempt(attempt.attempt_id))["late_outcomes"] == ["rejected", "unsent", "deferred"]
+    assert [kind for kind, *_ in await store.entries(row.id)].count("evidence") == 3
+    proven = await settled(store.api, attempt, Outcome.SUCCEEDED)
+    assert (proven.verdict, proven.state) == ("settled", State.SUCCEEDED)
+
+
+async def test_probes_are_bounded(store: Store) -> None:
+    """Who begins over and over leaves the newest probes and those that counted; nobody else's are forgotten for it."""
+    row, attempt = await held(store)
+    await settled(store.api, attempt, Outcome.UNKNOWN)
+    of = (row.organization_id, row.id)
+    other = UUID(int=row.actor_id.int ^ 1)
+    await store.owner.execute(
+        "insert into actors (organization_id, id, kind, name) select organization_id, $2, kind, 'another' from actors where id = $1",
+        row.actor_id,
+        other,
+    )
+    for actor_id in (row.actor_id, other):
+        await probes.offer(store.api, row.organization_id, attempt.attempt_id, actor_id)
+    counted, foreign = uuid4(), uuid4()
+    await probes.begin(store.api, *of, foreign, attempt.attempt_id, other)
+    await probes.begin(store.api, *of, counted, attempt.attempt_id, row.actor_id)
+    await probes.say(store.api, row.organization_id, counted, found=False, verdict="noted")
+    begun = [uuid4() for _ in range(probes.PROBES_MAX + 5)]
+    for place, id in enumerate(begun):
+        assert await probes.begin(store.api, *of, id, attempt.attempt_id, row.actor_id) is not None
+        if place % 2:
+            await probes.say(store.api, row.organization_id, id, found=False, verdict="too-early")
+    kept = {record["id"] for record in await store.owner.fetch("select id from probes where reservation_id = $1", row.id)}
+    assert kept == {counted, foreign, *begun[-probes.PROBES_MAX :]}
 
 
 async def test_inline_contracts_are_numbered_and_counted(store: Store) -> None:

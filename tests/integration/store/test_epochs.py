@@ -11,7 +11,7 @@ from tests.support.ledger import TRIES_MAX, claim_of, claimed, settled, settleme
 
 from outbox_domain.epoch import Mark, Witness
 from outbox_domain.reservation import Outcome, State
-from outbox_store import epochs
+from outbox_store import epochs, organizations
 from outbox_store.claim import Claimed, ClaimedByClient, NotClaimed, claim, claim_by_client
 from outbox_store.epochs import Suspicion, Times
 from outbox_store.reserve import NewReservation, Won, reserve
@@ -208,7 +208,9 @@ async def test_what_was_reserved_while_the_epoch_rose_is_not_claimed(own_store: 
         row.organization_id,
         row.id,
     )
-    await epochs.clear(own_store.api, row.organization_id, 2, actor_chain=["member:tests"], reason="Nothing was lost.")
+    await epochs.clear(
+        own_store.api, row.organization_id, row.environment_id, 2, actor_chain=["member:tests"], reason="Nothing was lost."
+    )
     assert await refused(own_store, row) == "possibly-sent"
     assert await suspected(own_store, row) == [row.id]
     assert await suspected(own_store, row) == []
@@ -407,19 +409,25 @@ async def test_a_witness_that_is_there_is_no_loss(own_store: Store) -> None:
 
 
 async def test_a_cleared_epoch(own_store: Store) -> None:
-    """Once a person has said that nothing was lost, a key first seen is new for that organization; the entry says who."""
+    """Once a person has said that nothing was lost, a key first seen is new in that environment, and in no other; the entry says who."""
     await lose(own_store)
     row = await reserved(own_store)
-    before = await epochs.current(own_store.api, row.organization_id)
+    before = await epochs.current(own_store.api, row.organization_id, row.environment_id)
     assert (before.number, before.possibly_lost, before.cleared_at, before.in_doubt) == (2, True, None, 0)
-    await epochs.clear(own_store.api, row.organization_id, 1, actor_chain=["member:a"], reason="An old one.")
+    await epochs.clear(own_store.api, row.organization_id, row.environment_id, 1, actor_chain=["member:a"], reason="An old one.")
+    sandbox = await organizations.create_environment(own_store.owner, row.organization_id, uuid4(), "another", None)
+    await epochs.clear(own_store.api, row.organization_id, sandbox, 2, actor_chain=["member:c"], reason="Of a sandbox.")
     assert await refused(own_store, row) == "possibly-sent"
-    await epochs.clear(own_store.api, row.organization_id, 2, actor_chain=["member:a"], reason="It was pg_upgrade.")
-    await epochs.clear(own_store.api, row.organization_id, 2, actor_chain=["member:b"], reason="Again.")
-    after = await epochs.current(own_store.api, row.organization_id)
+    await epochs.clear(
+        own_store.api, row.organization_id, row.environment_id, 2, actor_chain=["member:a"], reason="It was pg_upgrade."
+    )
+    await epochs.clear(own_store.api, row.organization_id, row.environment_id, 2, actor_chain=["member:b"], reason="Again.")
+    after = await epochs.current(own_store.api, row.organization_id, row.environment_id)
     assert (after.possibly_lost, after.cleared_by, after.reason) == (False, ["member:a"], "It was pg_upgrade.")
     assert isinstance((await claim(own_store.worker, [claim_of(row)]))[0], Claimed)
-    entries = await own_store.owner.fetch("select actor_chain, detail from ledger_entries where kind = 'epoch-cleared'")
+    entries = await own_store.owner.fetch(
+        "select actor_chain, detail from ledger_entries where kind = 'epoch-cleared' and environment_id = $1", row.environment_id
+    )
     assert [(entry["actor_chain"], entry["detail"]["epoch"]) for entry in entries] == [(["member:a"], 2)]
 
 

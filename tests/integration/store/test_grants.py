@@ -33,7 +33,7 @@ GRANTS: dict[str, dict[str, str]] = {
     "open_reservations": {"outbox_api": "SELECT INSERT DELETE", "outbox_worker": "SELECT UPDATE DELETE"},
     "organizations": {"outbox_api": S, "outbox_worker": S},
     "probe_offers": {"outbox_api": SI},
-    "probes": {"outbox_api": SI},
+    "probes": {"outbox_api": "SELECT INSERT DELETE"},
     "projects": {"outbox_api": SI, "outbox_worker": S},
     "provider_credentials": {"outbox_worker": S},
     "receipts": {"outbox_api": SI, "outbox_worker": "INSERT"},
@@ -65,7 +65,7 @@ ENDS_A_DOUBT = {
 
 CARRIES_OUT = {
     "reservations": "attempts epoch resends last_attempt_id late_write conflicted void_reason provider_status provider_code",
-    "attempts": "lease_until provider_key marker late_outcome late_write stored provider_status provider_code provider_request_id "
+    "attempts": "lease_until provider_key marker late_outcome late_outcomes late_write stored provider_status provider_code provider_request_id "
     "provider_seconds",
     "probes": "answered_at found verdict",
 }
@@ -192,6 +192,7 @@ REFUSED_ON_WHAT_THE_GATEWAY_DOES = [
     "update attempts set lease_until = now() + interval '1 day' where reservation_id = $1",
     "update attempts set provider_key = 'mine' where reservation_id = $1",
     "update attempts set late_write = true where reservation_id = $1",
+    "update attempts set late_outcomes = '{unsent}' where reservation_id = $1",
     "update attempts set outcome = 'unsent', closed_at = now(), closed_by = 'answer' where reservation_id = $1",
     "update reservations set resends = 9 where id = $1",
     "update reservations set late_write = true where id = $1",

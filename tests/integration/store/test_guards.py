@@ -17,6 +17,7 @@ from outbox_store import actors, probes, scoped_keys, webhooks_in
 from outbox_store.claim import ClaimedByClient, claim_by_client
 from outbox_store.request_keys import RequestKey, take
 from outbox_store.reserve import reserve
+from outbox_store.sweep import take_turns
 from outbox_store.webhooks_in import Listener
 
 PAIRS = [(before, after) for before, after in itertools.product(State, State) if before is not after]
@@ -195,8 +196,9 @@ async def filled(store: Store) -> None:
     )
     await webhooks_in.take(store.api, by, "evt_1", "marker", doubtful.reservation_id)
     await store.api.execute(
-        "insert into epoch_clearances (organization_id, epoch, cleared_by, reason) values ($1, 1, '[]', 'Nothing was lost.')",
+        "insert into epoch_clearances (organization_id, environment_id, epoch, cleared_by, reason) values ($1, $2, 1, '[]', 'Nothing was lost.')",
         world.organization_id,
+        world.environment_id,
     )
     clients = world.row(executor="client")
     await reserve(store.api, [clients])
@@ -205,6 +207,7 @@ async def filled(store: Store) -> None:
     assert isinstance(opened, ClaimedByClient)
     await settled(store.api, opened, Came.UNKNOWN)
     await probes.offer(store.api, world.organization_id, wish.attempt_id, world.actor_id)
+    await take_turns(store.worker, world.organization_id, world.connection_id, pace_seconds=1.0, at_once=1, wanted=1)
     assert await probes.begin(store.api, world.organization_id, clients.id, uuid4(), wish.attempt_id, world.actor_id)
 
 
@@ -220,6 +223,7 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "attempt_supposed": ("attempts", {"supposed": True}),
     "attempt_closed": ("attempts", {"outcome": "rejected", "closed_at": None, "closed_by": None}),
     "attempt_late_outcome": ("attempts", {"late_outcome": "maybe"}),
+    "attempt_late_outcomes": ("attempts", {"late_outcomes": ["unsent", "maybe"]}),
     "attempt_outcome": ("attempts", {"outcome": "maybe", "closed_at": TIME, "closed_by": "answer"}),
     "attempts_lease_seconds_check": ("attempts", {"lease_seconds": 0}),
     "attempts_time_limit_seconds_check": ("attempts", {"time_limit_seconds": 0}),
@@ -246,6 +250,7 @@ CHECKS: dict[str, tuple[str, dict[str, Any]]] = {
     "receipt_money": ("receipts", {"amount": None}),
     "receipts_confidence_check": ("receipts", {"confidence": "sure"}),
     "receipts_external_reference_check": ("receipts", {"external_reference": ""}),
+    "recovery_turns_pace_seconds_check": ("recovery_turns", {"pace_seconds": 0}),
     "request_key_answered": ("request_keys", {"pending_until": None}),
     "request_keys_request_key_check": ("request_keys", {"request_key": "k" * 256}),
     "reservation_denied": ("reservations", {**columns_of(State.DENIED), "attempts": 1}),

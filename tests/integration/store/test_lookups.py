@@ -1,5 +1,6 @@
 """Look-ups are bound to the newest attempt, counted before they are sent, and made by one worker at a time."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -41,12 +42,14 @@ async def due(store: Store, row: NewReservation) -> None:
     await store.owner.execute("update open_reservations set due_at = now() where reservation_id = $1", row.id)
 
 
-async def absent(store: Store, lookup: Lookup) -> Resolved:
+async def absent(store: Store, lookup: Lookup, **changes: Any) -> Resolved:
     """The look-up found nothing."""
-    return await answer(store, lookup.organization_id, lookup.reservation_id, lookup.attempt_id, lookup.asked_at)
+    return await answer(store, lookup.organization_id, lookup.reservation_id, lookup.attempt_id, lookup.asked_at, **changes)
 
 
-async def answer(store: Store, organization_id: Any, reservation_id: Any, attempt_id: Any, asked_at: datetime) -> Resolved:
+async def answer(
+    store: Store, organization_id: Any, reservation_id: Any, attempt_id: Any, asked_at: datetime, **changes: Any
+) -> Resolved:
     """An absence that was asked for at a time, about an attempt."""
     row = Resolution(
         organization_id=organization_id,
@@ -67,7 +70,7 @@ async def answer(store: Store, organization_id: Any, reservation_id: Any, attemp
         said_by=None,
         reason="absent by look-up",
     )
-    [result] = await resolve(store.worker, [row], tries_max=TRIES_MAX)
+    [result] = await resolve(store.worker, [replace(row, **changes)], tries_max=TRIES_MAX)
     assert isinstance(result, Resolved)
     return result
 

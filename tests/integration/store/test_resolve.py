@@ -14,7 +14,7 @@ from tests.integration.store.test_strategies import run_of
 from tests.support.ledger import TRIES_MAX, claimed, settled, settlement_of
 
 from outbox_domain.reservation import Outcome, State
-from outbox_store import doubts, lookups
+from outbox_store import doubts, lookups, tool_contracts
 from outbox_store.claim import Claim, Claimed, NotClaimed, claim
 from outbox_store.connection import Connection
 from outbox_store.lookups import Lookup
@@ -207,6 +207,43 @@ async def test_one_answer_is_one_absence(store: Store) -> None:
     assert (await absent(store, asked)).verdict == "stale"
     assert (await store.reservation(row.id))["absences"] == 1
     assert (await absent(store, await looked(store, row, attempt))).state is State.RESERVED
+
+
+async def test_two_absences_right_after_each_other_are_one(store: Store) -> None:
+    """A look-up that a person had sent while another one was under way proves nothing beside it; one that comes later does."""
+    row, attempt = await in_doubt(store)
+    first = await looked(store, row, attempt)
+    again = await doubts.recheck(
+        store.api, row.organization_id, [row.id], pause_seconds=0.0, actor_chain=["person:ada"], reason="now", batch_id=uuid4()
+    )
+    assert again == [row.id]
+    second = await begin(store, row, attempt)
+    assert second is not None
+    assert (await absent(store, first, between_seconds=10.0)).verdict == "noted"
+    assert (await absent(store, second, between_seconds=10.0)).verdict == "too-early"
+    record = await store.reservation(row.id)
+    assert (record["state"], record["absences"]) == ("in_doubt", 1)
+    await store.owner.execute("update reservations set absent_at = absent_at - interval '10 seconds' where id = $1", row.id)
+    third = await looked(store, row, attempt)
+    assert (await absent(store, third, between_seconds=10.0)).state is State.RESERVED
+
+
+async def test_doubts_of_others_take_no_place(store: Store) -> None:
+    """A list has as many doubts as are asked for of what is reached, however many older ones are not."""
+    world = store.world
+    await tool_contracts.install(store.owner, world.organization_id, [("sandbox.echo", 1, {})])
+    for _ in range(3):
+        await in_doubt(store, tool="sandbox.echo")
+    row, _ = await in_doubt(store)
+    listed = await doubts.list_(
+        store.api,
+        world.organization_id,
+        world.environment_id,
+        doubts.Where(),
+        reaches=lambda tool, provider: (tool, provider) == (row.tool, "stripe"),
+        limit=2,
+    )
+    assert [doubt.id for doubt in listed] == [row.id]
 
 
 async def test_a_new_sending_begins_anew(store: Store) -> None:

@@ -98,7 +98,7 @@ select r.id, r.state, r.generation, r.attempts, r.unknown_attempts, r.tries, r.r
 from reservations r left join open_reservations o on (o.organization_id, o.reservation_id) = (r.organization_id, r.id)
 """
 LOOK_AT_ATTEMPTS = """
-select id, reservation_id, number, outcome, late_outcome, late_write, proven_absent, extract(epoch from lease_until - now())::float8 as lease from attempts
+select id, reservation_id, number, outcome, late_outcomes, late_write, proven_absent, extract(epoch from lease_until - now())::float8 as lease from attempts
 """
 FORGET = (
     "doubt_episodes",
@@ -454,7 +454,7 @@ class Machine(RuleBasedStateMachine):
         assert {record["id"] for record in found} == set(attempts)
         for record in found:
             attempt = attempts[record["id"]]
-            names = ("number", "outcome", "late_outcome", "late_write", "proven_absent")
+            names = ("number", "outcome", "late_outcomes", "late_write", "proven_absent")
             assert {name: record[name] for name in names} == {name: getattr(attempt, name) for name in names}
             assert record["lease"] == self.seconds_until(attempt.lease_until)
 

@@ -11,7 +11,7 @@ from outbox_domain.reservation import Outcome, State
 from outbox_store.claim import Claimed, NotClaimed, claim
 from outbox_store.connection import Connection
 from outbox_store.reserve import NewReservation, Won, reserve
-from outbox_store.sweep import Due, Lapse, due, erase_expired, lapse, leave_to_a_person, take_turn
+from outbox_store.sweep import Due, Lapse, due, erase_expired, lapse, leave_to_a_person, take_turns
 
 
 async def reserved(store: Store, **changes: Any) -> NewReservation:
@@ -225,16 +225,50 @@ async def test_what_is_due_can_be_claimed(store: Store) -> None:
     assert await mine(store) == []
 
 
+async def turns(
+    store: Store, connection: Connection, *, pace: float = 60.0, at_once: int = 1, wanted: int = 1
+) -> tuple[int, float]:
+    """Turns of the world's connection."""
+    of = (store.world.organization_id, store.world.connection_id)
+    return await take_turns(connection, *of, pace_seconds=pace, at_once=at_once, wanted=wanted)
+
+
+async def pass_by(store: Store, seconds: float) -> None:
+    """So long ago was the last turn."""
+    await store.owner.execute("update recovery_turns set taken_at = taken_at - make_interval(secs => $1)", seconds)
+
+
 async def test_all_workers_keep_one_pace(own_store: Store) -> None:
     """A turn is taken once within the pace, by whoever comes first, also in the same instant; the other is told when the next is."""
-    of = (own_store.world.organization_id, own_store.world.connection_id)
-    moved = await own_store.beside(
-        lambda holder: take_turn(holder, *of, pace_seconds=60.0), lambda other: take_turn(other, *of, pace_seconds=60.0)
+    assert await turns(own_store, own_store.worker, wanted=9) == (1, 60.0)
+    await pass_by(own_store, 60.0)
+    taken, wait_seconds = await own_store.beside(lambda holder: turns(own_store, holder), lambda other: turns(own_store, other))
+    assert (taken, 0.0 < wait_seconds <= 60.1) == (0, True)
+    taken, wait_seconds = await turns(own_store, own_store.worker)
+    assert (taken, 0.0 < wait_seconds <= 60.0) == (0, True)
+    await pass_by(own_store, 60.0)
+    assert await turns(own_store, own_store.worker) == (1, 60.0)
+
+
+async def test_all_workers_share_what_may_be_taken_at_once(own_store: Store) -> None:
+    """Ten turns at once are ten of all workers together, also in the same instant; after that one comes for each pace that passes."""
+    ten: dict[str, Any] = {"pace": 60.0, "at_once": 10}
+    assert await turns(own_store, own_store.worker, **ten, wanted=0) == (0, 0.0)
+    taken, _ = await own_store.beside(
+        lambda holder: turns(own_store, holder, **ten, wanted=6), lambda other: turns(own_store, other, **ten, wanted=6)
     )
-    assert moved[0] is False
-    assert 0.0 < moved[1] <= 60.0
-    taken, wait_seconds = await take_turn(own_store.worker, *of, pace_seconds=60.0)
-    assert (taken, 0.0 < wait_seconds <= 60.0) == (False, True)
-    await own_store.owner.execute("update recovery_turns set taken_at = taken_at - interval '60 seconds'")
-    assert await take_turn(own_store.worker, *of, pace_seconds=60.0) == (True, 0.0)
-    assert (await take_turn(own_store.worker, *of, pace_seconds=60.0))[0] is False
+    assert taken == 4
+    taken, wait_seconds = await turns(own_store, own_store.worker, **ten, wanted=6)
+    assert (taken, 0.0 < wait_seconds <= 60.0) == (0, True)
+    await pass_by(own_store, 180.0)
+    assert (await turns(own_store, own_store.worker, **ten, wanted=6))[0] == 3
+    await pass_by(own_store, 86400.0)
+    assert (await turns(own_store, own_store.worker, **ten, wanted=99))[0] == 10
+
+
+async def test_a_quick_pace_does_not_use_up_the_turns_of_a_slow_one(own_store: Store) -> None:
+    """Two ways of one connection that keep different paces wait for their own kind only."""
+    assert (await turns(own_store, own_store.worker, pace=60.0))[0] == 1
+    await pass_by(own_store, 60.0)
+    assert (await turns(own_store, own_store.worker, pace=1.0))[0] == 1
+    assert (await turns(own_store, own_store.worker, pace=60.0))[0] == 1

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import jmespath
 import pytest
 
 from outbox_domain.contract import ToolContract
@@ -73,6 +74,11 @@ def with_lookup(tool: str, **members: Any) -> Document:
 def with_row(tool: str, number: int, **members: Any) -> Document:
     """A shipped contract with other members of one row of its outcome table, counted from 1."""
     return changed(tool, lambda document: document["outcomes"][number - 1].update(members))
+
+
+def read_by(expression: str) -> Document:
+    """A shipped contract that reads its receipt's reference so."""
+    return changed(REFUND, lambda document: document["receipt"].update(external_reference=expression))
 
 
 BROKEN: list[tuple[str, Document, str]] = [
@@ -242,6 +248,15 @@ BROKEN: list[tuple[str, Document, str]] = [
     ("expressions", changed(REFUND, lambda d: d["receipt"].update(external_reference="a.[")), "no JMESPath"),
     ("expressions", changed(REFUND, lambda d: d["receipt"]["result"].update(id="header.")), "no JMESPath"),
     ("expressions", changed(REFUND, lambda d: d["webhook"].update(match="]")), "no JMESPath"),
+    ("expressions", read_by("a" * 501), "external_reference has 501 characters; an expression has at most 500"),
+    ("expressions", read_by("(" * 400 + "a" + ")" * 400), "at most 500"),
+    ("expressions", read_by("!" * 499 + "a"), "external_reference is "),
+    ("expressions", read_by("!" * 12 + "a"), "is nested 13 deep; an expression at most 12"),
+    ("expressions", read_by("|".join(["[@[],@[]][]"] * 4)), "of 8 members; an expression of at most 6"),
+    ("expressions", read_by("to_string(to_string(a))"), "external_reference calls to_string; what is read calls only contains,"),
+    ("expressions", read_by("a[*].[nothing(b)]"), "calls nothing"),
+    ("expressions", read_by("a[::0]"), "in steps of nothing"),
+    ("lookup", with_lookup(TICKET, match="data[?join('{marker}', keys(@))]"), "calls join"),
     # What the tool takes.
     ("schema", changed(REFUND, lambda d: d["input"].update(type="list")), "no JSON Schema"),
     ("schema", changed(REFUND, lambda d: d["input"].update(type="array")), "the input is an object"),
@@ -290,6 +305,16 @@ BROKEN: list[tuple[str, Document, str]] = [
     ("request", changed(MAIL, lambda d: d["request"]["body"].update(extra="{input.cc}")), "the body names input.cc"),
     ("request", changed(MAIL, lambda d: d["request"]["body"].pop("subject")), "leaves out the input's subject"),
 ]
+
+
+def test_what_an_expression_makes_of_an_answer_is_bounded() -> None:
+    """What passes multiplies an answer nine times at most; what multiplies it more often, in as few characters, does not pass."""
+    answer = {"a": list(range(100))}
+    passes, refused = "a|[@[],@[],@[]][]|[@[],@[],@[]][]", "a" + "|[@[],@[]][]" * 8
+    assert lint(ToolContract.from_document(read_by(passes))) == []
+    assert len(jmespath.search(passes, answer)) == 9 * 100
+    assert len(jmespath.search(refused, answer)) == 256 * 100
+    assert lint(ToolContract.from_document(read_by(refused))) != []
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ MARGIN_LEAST = timedelta(seconds=1)
 PACE_MOST = timedelta(minutes=1)
 """Between two doubts of a connection: a longer pause would leave hundreds of them for days."""
 
+EXPRESSION_CHARACTERS_MAX = 500
+EXPRESSION_DEPTH_MAX = 12
+EXPRESSION_MEMBERS_MAX = 6
+EXPRESSION_FUNCTIONS = frozenset({"contains", "ends_with", "keys", "length", "not_null", "starts_with", "type", "values"})
+"""What no expression needs that grows with an answer faster than the answer: all others can make more of it than it is."""
+
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _SUBSCHEMAS = (
@@ -402,10 +408,35 @@ def _expressions(contract: ToolContract) -> Iterator[str]:
 
 
 def _expression_findings(name: str, text: str) -> Iterator[str]:
+    """What is read of an answer is read by whoever settles: it takes a time that grows with the answer and never faster."""
+    if len(text) > EXPRESSION_CHARACTERS_MAX:
+        yield f"{name} has {len(text)} characters; an expression has at most {EXPRESSION_CHARACTERS_MAX}"
+        return
     try:
-        expression(text)
-    except jmespath.exceptions.JMESPathError:
+        tree = expression(text).parsed
+    except (jmespath.exceptions.JMESPathError, RecursionError):
         yield f"{name} is no JMESPath: {text}"
+        return
+    nodes = list(_nodes(tree))
+    if (deepest := max(depth for depth, _ in nodes)) > EXPRESSION_DEPTH_MAX:
+        yield f"{name} is nested {deepest} deep; an expression at most {EXPRESSION_DEPTH_MAX}"
+    # Each member is the whole of what it is taken from once more, and another list of them makes that many of each.
+    members = sum(len(node["children"]) for _, node in nodes if node["type"] in ("multi_select_list", "multi_select_dict"))
+    if members > EXPRESSION_MEMBERS_MAX:
+        yield f"{name} makes lists or objects of {members} members; an expression of at most {EXPRESSION_MEMBERS_MAX}"
+    for _, node in nodes:
+        if node["type"] == "function_expression" and node["value"] not in EXPRESSION_FUNCTIONS:
+            yield f"{name} calls {node['value']}; what is read calls only {', '.join(sorted(EXPRESSION_FUNCTIONS))}"
+        if node["type"] == "slice" and node["children"][2] == 0:
+            yield f"{name} takes a slice in steps of nothing"
+
+
+def _nodes(node: Mapping[str, Any], depth: int = 1) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Every node of a parsed expression and how deep it is."""
+    yield depth, node
+    for child in node["children"]:
+        if isinstance(child, dict):
+            yield from _nodes(child, depth + 1)
 
 
 # What the tool takes.

@@ -105,6 +105,19 @@ async def _no_reset(connection: Connection) -> None:
     """
 
 
+class _Pooled(asyncpg.Connection):
+    """A connection of a pool, which closes what it has expired in tasks that nobody awaits."""
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close it; one that turns out to be dead has been aborted, and that it was dead is known to whoever expired it."""
+        try:
+            await super().close(timeout=timeout)
+        except (OSError, TimeoutError) as error:
+            log.info("postgres-closed-dead", error=type(error).__name__)
+
+
 async def open_pool(
     settings: PostgresSettings,
     *,
@@ -136,6 +149,7 @@ async def open_pool(
                 # to run it.
                 max_cacheable_statement_size=0,
                 max_inactive_connection_lifetime=300.0,
+                connection_class=_Pooled,
                 server_settings={"application_name": application_name},
                 init=init,
                 reset=_no_reset,

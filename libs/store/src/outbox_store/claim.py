@@ -169,7 +169,7 @@ with input as (
       when l.open_attempt_id = l.attempt_id then 'own'
       when not s.verified then 'unverified'
       when l.epoch < s.epoch_now or l.state = 'reserved' and s.possibly_lost and l.suspected_epoch is distinct from s.epoch_now
-        and not exists (select from epoch_clearances c where (c.organization_id, c.epoch) = (l.organization_id, s.epoch_now))
+        and not exists (select from epoch_clearances c where (c.organization_id, c.environment_id, c.epoch) = (l.organization_id, l.environment_id, s.epoch_now))
         and not exists (
           -- The key was seen in this epoch before, and everything that may have been sent for it was refused or proven absent.
           select from reservations f

@@ -4,7 +4,7 @@ What a person says of one is written down by `outbox_store.resolve`; this module
 Source: design section 4 (rules of doubt), `interfaces.md` section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -199,12 +199,14 @@ where o.organization_id = $1 and r.environment_id = $2 and r.state = 'in_doubt'
   and ($9::uuid is null or r.id = $9)
   and ($10::uuid is null or r.project_id = $10)
 """
+TOOLS = f"select distinct r.tool, n.provider {_DOUBTS}"
 LIST = f"""
 select r.id, r.tool, n.provider, r.contract_version, n.name as connection, r.guarantee_class, coalesce(r.doubt_cause, '') as cause,
   r.operation_key, r.recovery_step, r.amount, r.currency, r.doubt_since,
   case when o.due_at < 'infinity' then o.due_at end as next_check, r.absence_counts_at,
   greatest(0, extract(epoch from r.absence_counts_at - now()))::float8 as absence_counts_seconds
 {_DOUBTS}
+  and (r.tool, n.provider) in (select * from unnest($12::text[], $13::text[]))
 order by r.doubt_since, r.id
 limit $11
 """  # noqa: S608 - a constant of this module
@@ -267,14 +269,24 @@ select id from locked
 
 
 async def list_(
-    connection: Connection, organization_id: UUID, environment_id: UUID, where: Where, *, limit: int
+    connection: Connection,
+    organization_id: UUID,
+    environment_id: UUID,
+    where: Where,
+    *,
+    reaches: Callable[[str, str], bool],
+    limit: int,
 ) -> list[DoubtView]:
     """Doubts, the oldest first.
 
     Args:
+        reaches: whether they are asked for of a tool and its provider; what is not takes no place of what is.
         limit: at most so many.
     """
-    records = await connection.fetch(LIST, organization_id, environment_id, *where.values(), limit)
+    of = (organization_id, environment_id, *where.values())
+    found = await connection.fetch(TOOLS, *of)
+    reached = [(record["tool"], record["provider"]) for record in found if reaches(record["tool"], record["provider"])]
+    records = await connection.fetch(LIST, *of, limit, [tool for tool, _ in reached], [provider for _, provider in reached])
     return [DoubtView(**record) for record in records]
 
 

@@ -39,7 +39,7 @@ class Look:
 
     Attributes:
         missing: attempts asked for that the ledger does not have.
-        possibly_lost: keys first seen are treated as possibly sent, for whichever organization has not cleared it.
+        possibly_lost: keys first seen are treated as possibly sent, in whichever environment has not cleared it.
     """
 
     standing: Standing
@@ -211,31 +211,30 @@ CURRENT = """
 select e.number, e.started_at, e.cause, e.lost_since, e.possibly_lost_until, c.cleared_at, c.cleared_by, c.reason,
   coalesce(e.possibly_lost_until > now() and c.epoch is null, false) as possibly_lost,
   (select count(*) from open_reservations o join reservations r on (r.organization_id, r.id) = (o.organization_id, o.reservation_id)
-   where o.organization_id = $1 and r.state = 'in_doubt' and r.doubt_cause = $2) as in_doubt
+   where o.organization_id = $1 and r.state = 'in_doubt' and r.environment_id = $3 and r.doubt_cause = $2) as in_doubt
 from (select * from epochs order by number desc limit 1) e
-left join epoch_clearances c on (c.organization_id, c.epoch) = ($1, e.number)
+left join epoch_clearances c on (c.organization_id, c.environment_id, c.epoch) = ($1, $3, e.number)
 """
 
 # Whoever clears an epoch twice finds the first answer; another epoch than the newest is cleared by nobody.
 CLEAR = """
 with cleared as (
-  insert into epoch_clearances (organization_id, epoch, cleared_by, reason)
-  select $1, e.number, $3::jsonb, $4 from (select number from epochs order by number desc limit 1) e where e.number = $2
+  insert into epoch_clearances (organization_id, environment_id, epoch, cleared_by, reason)
+  select $1, $5, e.number, $3::jsonb, $4 from (select number from epochs order by number desc limit 1) e where e.number = $2
   on conflict do nothing
   returning epoch
 )
 insert into ledger_entries (organization_id, environment_id, kind, actor_chain, detail)
-select v.organization_id, v.id, 'epoch-cleared', $3::jsonb, jsonb_build_object('epoch', c.epoch, 'reason', $4)
-from cleared c join environments v on v.organization_id = $1
+select $1, $5, 'epoch-cleared', $3::jsonb, jsonb_build_object('epoch', epoch, 'reason', $4) from cleared
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochView:
-    """The newest epoch as an organization sees it.
+    """The newest epoch as an environment of an organization sees it.
 
     Attributes:
-        cleared_at, cleared_by, reason: of the organization's own clearance; None where there is none.
+        cleared_at, cleared_by, reason: of the environment's own clearance; None where there is none.
         possibly_lost: its keys first seen are treated as possibly sent.
         in_doubt: how many of its reservations are in doubt because of a loss.
     """
@@ -439,20 +438,22 @@ async def suspect(connection: Connection, rows: Sequence[Suspicion], *, lease_se
     return [record["id"] for record in records]
 
 
-async def current(connection: Connection, organization_id: UUID) -> EpochView:
-    """The newest epoch, as one organization sees it."""
-    record = await connection.fetchrow(CURRENT, organization_id, CAUSE)
+async def current(connection: Connection, organization_id: UUID, environment_id: UUID) -> EpochView:
+    """The newest epoch, as one environment of an organization sees it."""
+    record = await connection.fetchrow(CURRENT, organization_id, CAUSE, environment_id)
     if record is None:
         raise LookupError("the ledger has no epoch: its migrations are not complete")
     return EpochView(**record)
 
 
-async def clear(connection: Connection, organization_id: UUID, number: int, *, actor_chain: list[str], reason: str) -> None:
-    """Say for an organization that nothing of its was lost when an epoch began: keys first seen are new again.
+async def clear(
+    connection: Connection, organization_id: UUID, environment_id: UUID, number: int, *, actor_chain: list[str], reason: str
+) -> None:
+    """Say for an environment that nothing of it was lost when an epoch began: keys first seen are new again.
 
     Args:
         number: of the newest epoch; nothing is cleared where it is another one by now, or cleared already.
         actor_chain: who says so.
         reason: why, in the person's words.
     """
-    await connection.execute(CLEAR, organization_id, number, actor_chain, reason)
+    await connection.execute(CLEAR, organization_id, number, actor_chain, reason, environment_id)

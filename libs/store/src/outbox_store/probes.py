@@ -10,6 +10,9 @@ from uuid import UUID
 
 from outbox_store.connection import Connection
 
+PROBES_MAX = 20
+"""How many probes of one actor about one attempt are kept that have no answer, or one that changed nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
@@ -32,8 +35,6 @@ class Probe:
 
     Attributes:
         found, verdict: what was answered and what came of it; None while nothing was.
-        too_soon: it was begun so shortly after one that counted that both may be the same stale read.
-        absences: how many of the newest attempt count already.
     """
 
     id: UUID
@@ -42,8 +43,6 @@ class Probe:
     asked_at: datetime
     found: bool | None
     verdict: str | None
-    too_soon: bool
-    absences: int
 
 
 OFFER = """
@@ -63,14 +62,16 @@ returning id, attempt_id, asked_at,
 """
 
 FIND = """
-select p.id, p.attempt_id, p.actor_id, p.asked_at, p.found, p.verdict, r.absences,
-  coalesce(p.asked_at < (
-    select max(q.asked_at) + make_interval(secs => $4) from probes q
-    where (q.organization_id, q.reservation_id, q.attempt_id) = (p.organization_id, p.reservation_id, p.attempt_id)
-      and not q.found and q.verdict = 'noted'
-  ), false) as too_soon
-from probes p join reservations r on (r.organization_id, r.id) = (p.organization_id, p.reservation_id)
-where p.organization_id = $1 and p.reservation_id = $2 and p.id = $3
+select id, attempt_id, actor_id, asked_at, found, verdict from probes where organization_id = $1 and reservation_id = $2 and id = $3
+"""
+
+# What has been answered and counts is kept, and so are the newest: a client that begins over and over leaves no more than that. What
+# is forgotten may be looked for anew, by a probe that begins then.
+FORGET = """
+delete from probes where organization_id = $1 and id in (
+  select id from probes
+  where (organization_id, reservation_id, attempt_id, actor_id) = ($1, $2, $3, $4) and (verdict is null or verdict in ('too-early', 'stale', 'known'))
+  order by asked_at desc, id offset $5)
 """
 
 SAY = "update probes set answered_at = now(), found = $3, verdict = $4 where organization_id = $1 and id = $2"
@@ -84,25 +85,24 @@ async def offer(connection: Connection, organization_id: UUID, attempt_id: UUID,
 async def begin(
     connection: Connection, organization_id: UUID, reservation_id: UUID, new_id: UUID, attempt_id: UUID, actor_id: UUID
 ) -> Begun | None:
-    """Begin a probe about the newest attempt of a doubt.
+    """Begin a probe about the newest attempt of a doubt; the actor's oldest ones beyond `PROBES_MAX` are forgotten.
 
     Returns:
         None where there is no such doubt, it is about another attempt by now, or the actor was not told to look for it.
     """
     record = await connection.fetchrow(BEGIN, organization_id, reservation_id, new_id, attempt_id, actor_id)
+    if record is not None:
+        await connection.execute(FORGET, organization_id, reservation_id, attempt_id, actor_id, PROBES_MAX)
     return None if record is None else Begun(**dict(record))
 
 
-async def find(
-    connection: Connection, organization_id: UUID, reservation_id: UUID, id: UUID, *, between_seconds: float
-) -> Probe | None:
+async def find(connection: Connection, organization_id: UUID, reservation_id: UUID, id: UUID) -> Probe | None:
     """The probe of this id.
 
     Args:
         connection: in a transaction that holds the reservation.
-        between_seconds: how long after a probe that counted the next one that may must have begun.
     """
-    record = await connection.fetchrow(FIND, organization_id, reservation_id, id, between_seconds)
+    record = await connection.fetchrow(FIND, organization_id, reservation_id, id)
     return None if record is None else Probe(**dict(record))
 
 

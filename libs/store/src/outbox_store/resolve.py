@@ -35,6 +35,8 @@ class Resolution:
         by: who says so.
         asked_at: Postgres's time when the question was sent (an absence counts from then); None for happened.
         absences_needed: how many absences prove it; a person's one is enough.
+        between_seconds: how far apart two look-ups must have been sent for both of their absences to count: closer together both may be the
+            same stale read, whoever let the second one be sent so early.
         then: after proven absence: send again while tries and `not_after` allow, or fail.
         again_seconds: when the next try or look-up is due.
         receipt_id: of the receipt, or of the contradiction.
@@ -65,6 +67,7 @@ class Resolution:
     sealed_result: bytes | None
     said_by: list[str] | None
     reason: str
+    between_seconds: float = 0.0
     cancel_within_seconds: float = 0.0
     asserted: bool = False
 
@@ -88,7 +91,7 @@ class Resolved:
 
     Attributes:
         verdict: `settled` (succeeded, or absent proven: state says which way), `noted` (an absence that counts, not yet enough),
-            `too-early` (before `absence_counts_at`: nothing changed), `stale` (the row has moved on, or what was seen is an effect
+            `too-early` (before `absence_counts_at`, or right after another one that counted: nothing changed), `stale` (the row has moved on, or what was seen is an effect
             that a person has examined for another reservation of the operation: nothing changed),
             `known` (the receipt says so already), `contradiction` (proof against what was settled), `missing`.
         state: where the reservation stands now.
@@ -104,10 +107,11 @@ RESOLVE = """
 with input as (
   select * from unnest(
     $1::uuid[], $2::uuid[], $3::uuid[], $4::bool[], $5::text[], $6::timestamptz[], $7::int[], $8::text[], $9::float8[], $10::uuid[],
-    $11::text[], $12::text[], $13::text[], $14::text[], $15::bytea[], $16::text[], $17::text[], $18::text[], $20::float8[]
+    $11::text[], $12::text[], $13::text[], $14::text[], $15::bytea[], $16::text[], $17::text[], $18::text[], $20::float8[],
+    $22::float8[]
   ) with ordinality as i (
     organization_id, id, attempt_id, happened, said_how, asked_at, absences_needed, after_absence, again_seconds, receipt_id,
-    provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, cancel_within_seconds, place
+    provider, receipt_reference, provider_request_id, evidence, sealed_result, said_by, reason, confidence, cancel_within_seconds, between_seconds, place
   )
 ), server as materialized (
   select (pg_postmaster_start_time(), ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int)
@@ -115,7 +119,7 @@ with input as (
 ), locked as materialized (
   select r.*, i.attempt_id, i.happened, i.said_how, i.asked_at, i.absences_needed, i.after_absence, i.again_seconds, i.receipt_id, i.provider,
     i.receipt_reference, i.provider_request_id, i.evidence, i.sealed_result, i.said_by, i.reason, i.confidence,
-    i.cancel_within_seconds, i.place
+    i.cancel_within_seconds, i.between_seconds, i.place
   from input i join reservations r on (r.organization_id, r.id) = (i.organization_id, i.id)
   order by r.organization_id, r.id
   for update of r
@@ -149,6 +153,7 @@ with input as (
       when coalesce(l.asked_at, now()) < l.absence_counts_at then 'too-early'
       when l.said_how = 'lookup' and (l.late_write or l.conflicted) then 'stale'
       when l.said_how = 'lookup' and l.absences > 0 and l.asked_at <= l.absent_at then 'stale'
+      when l.said_how = 'lookup' and l.absences > 0 and l.asked_at < l.absent_at + make_interval(secs => l.between_seconds) then 'too-early'
       when l.absences + 1 < l.absences_needed then 'noted'
       else 'settled'
     end as verdict,
@@ -290,9 +295,12 @@ async def _resolve(connection: Connection, rows: Sequence[Resolution], tries_max
             [row.confidence.value for row in batch],
         ]
         cancel_within = [row.cancel_within_seconds for row in batch]
+        between = [row.between_seconds for row in batch]
         again = []
         for place, record in zip(
-            waiting, await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within, CONTRADICTIONS_MAX), strict=True
+            waiting,
+            await connection.fetch(RESOLVE, *arguments, tries_max, cancel_within, CONTRADICTIONS_MAX, between),
+            strict=True,
         ):
             if record["verdict"] == "again":
                 again.append(place)

@@ -4,8 +4,8 @@ An outcome speaks of its own attempt only: while an earlier attempt is unknown, 
 sent leaves the reservation in doubt. A success with a receipt settles from whichever attempt and however late, also while the
 reservation is reserved again because that attempt was thought to have had no effect. Both rules, and why, are in design
 section 4; the decision is taken from the reservation's own columns under its own lock.
-What came too late to decide anything is noted on its attempt, so that the same settlement sent again adds nothing. One
-thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile,
+What came too late to decide anything is noted on its attempt, each outcome once, so that the same settlement sent again adds
+nothing, and who says now this and now that adds five entries at most. One thing it may still do: a write that left after its time freezes the doubt, whether or not the lease has lapsed meanwhile,
 and puts off the time from which an absence counts: what left after the lease commits later than a lapse could know. Where
 that attempt was thought absent already, the absence was none: what is reserved again is in doubt again, and what was closed
 upon it is contradicted, so that its key is refused until a person has looked.
@@ -265,11 +265,13 @@ with input as (
   where j.verdict = 'settled' and j.next_state = 'succeeded' and a.supposed and a.proven_absent and a.id <> j.attempt_id
     and (a.organization_id, a.id) = (j.organization_id, j.named_attempt_id)
 ), noted as (
-  update attempts a set late_outcome = j.outcome, late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
+  update attempts a set late_outcome = j.outcome,
+    late_outcomes = case when j.outcome = any(a.late_outcomes) then a.late_outcomes else a.late_outcomes || j.outcome end,
+    late_write = a.late_write or (j.late_write_now and j.outcome = 'unknown'),
     proven_absent = a.proven_absent and not (j.disproves and j.freezes)
   from judged j
   where (a.organization_id, a.reservation_id, a.id) = (j.organization_id, j.id, j.attempt_id)
-    and (j.verdict = 'late' and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and a.late_outcome is distinct from j.outcome
+    and (j.verdict = 'late' and ((a.outcome, a.closed_by) is distinct from (j.outcome, 'answer') and j.outcome <> all(a.late_outcomes)
         or j.freezes and not a.late_write)
       or j.verdict = 'contradiction' and j.disproves)
   returning a.organization_id, a.reservation_id as id

@@ -149,17 +149,25 @@ update open_reservations o set due_at = now() + make_interval(secs => h.seconds)
 from held h where (o.organization_id, o.reservation_id) = (h.organization_id, h.reservation_id)
 """
 
-# One row a connection: of two workers the second waits for the first and asks again.
-TURN = """
-with taken as (
-  insert into recovery_turns as t (organization_id, connection_id) values ($1, $2)
-  on conflict (organization_id, connection_id) do update set taken_at = now() where t.taken_at <= now() - make_interval(secs => $3)
-  returning true as taken, 0.0::float8 as wait_seconds
+NEW_TURNS = """
+insert into recovery_turns (organization_id, connection_id, pace_seconds, taken_at) values ($1, $2, $3, '-infinity') on conflict do nothing
+"""
+
+# Of two workers the second waits for the first, and reads what that one has left. A turn that is taken ahead stands for the time at
+# which it would have come, so that no more than $4 are ever ahead.
+TURNS = """
+with held as materialized (
+  select t.*, greatest(t.taken_at + make_interval(secs => $3), now()) as first_at
+  from recovery_turns t where (t.organization_id, t.connection_id, t.pace_seconds) = ($1, $2, $3)
+  for update
+), judged as materialized (
+  select h.*, least($5, greatest(0, 1 + floor(extract(epoch from now() - h.first_at) / $3::numeric) + $4 - 1))::int as taken from held h
+), taking as (
+  update recovery_turns t set taken_at = j.first_at + make_interval(secs => $3 * (j.taken - 1))
+  from judged j
+  where (t.organization_id, t.connection_id, t.pace_seconds) = (j.organization_id, j.connection_id, j.pace_seconds) and j.taken > 0
 )
-select taken, wait_seconds from taken
-union all
-select false, greatest(extract(epoch from taken_at - now())::float8 + $3, 0.0) from recovery_turns
-where (organization_id, connection_id) = ($1, $2) and not exists (select from taken)
+select taken, greatest(0, extract(epoch from first_at - now()) + $3::numeric * (taken + 1 - $4))::float8 as wait_seconds from judged
 """
 
 ERASE = """
@@ -255,21 +263,28 @@ async def postpone_all(connection: Connection, rows: Sequence[tuple[UUID, UUID, 
     await connection.execute(POSTPONE, *(list(column) for column in zip(*rows, strict=True)))
 
 
-async def take_turn(
-    connection: Connection, organization_id: UUID, connection_id: UUID, *, pace_seconds: float
-) -> tuple[bool, float]:
-    """Take up one doubt of a connection, unless any worker has taken one up within its pace.
+async def take_turns(
+    connection: Connection, organization_id: UUID, connection_id: UUID, *, pace_seconds: float, at_once: int, wanted: int
+) -> tuple[int, float]:
+    """Take up doubts of a connection, no more than all workers together may at one pace.
 
     Args:
-        pace_seconds: between two doubts of the connection.
+        connection: in autocommit, so that no worker waits for another longer than for one statement.
+        pace_seconds: between two doubts of the connection that keep this pace, above zero; another pace has turns of its own.
+        at_once: how many may be taken at once after a pause; the next ones come one after the other.
+        wanted: how many turns this worker has a use for.
 
     Returns:
-        Whether it is this worker's turn, and otherwise in how many seconds the next one is.
+        How many it has taken, and in how many seconds the next turn is.
     """
-    record = await connection.fetchrow(TURN, organization_id, connection_id, pace_seconds)
+    of = (organization_id, connection_id, pace_seconds)
+    record = await connection.fetchrow(TURNS, *of, at_once, wanted)
     if record is None:
-        # Somebody else's first turn was not visible to this statement yet.
-        return False, pace_seconds
+        await connection.execute(NEW_TURNS, *of)
+        record = await connection.fetchrow(TURNS, *of, at_once, wanted)
+        if record is None:
+            # The connection itself is gone.
+            return 0, pace_seconds
     return record["taken"], record["wait_seconds"]
 
 

@@ -23,13 +23,15 @@ class Listener:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marked:
-    """A reservation of which an attempt planted a marker."""
+    """A reservation of which an attempt planted a marker; `amount` is integer minor units of `currency`."""
 
     id: UUID
     state: State
     tool: str
     contract_version: int
     external_reference: str | None
+    amount: int | None
+    currency: str | None
 
 
 LISTENER = """
@@ -58,7 +60,7 @@ select r.organization_id, r.environment_id, 'evidence', r.id, r.last_attempt_id,
 from reservations r where (r.organization_id, r.id) = ($1, $2)
 """
 MARKED = """
-select r.id, r.state, r.tool, r.contract_version, r.external_reference
+select r.id, r.state, r.tool, r.contract_version, r.external_reference, r.amount, r.currency
 from reservations r
 where r.organization_id = $1 and r.connection_id = $2
   and r.id in (select reservation_id from attempts where organization_id = $1 and marker = $3)

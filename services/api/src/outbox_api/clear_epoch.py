@@ -1,6 +1,7 @@
 """A person says that nothing was lost when an epoch began, so that keys first seen are new again (design section 4, Epoch).
 
-It speaks for the person's organization alone: others share the database, not the judgement. What is in doubt already stays so
+It speaks for the environment of the person's key alone: other organizations share the database, not the judgement, and a key of a
+sandbox says nothing of live effects. What is in doubt already stays so
 and is answered as any doubt is.
 """
 
@@ -44,29 +45,37 @@ def read_clearance(body: object) -> Clearance:
 
 
 async def show_epoch(pool: Pool, key: ScopedKey) -> EpochView:
-    """The newest epoch as the key's organization sees it.
+    """The newest epoch as the key's environment sees it.
 
     Raises:
         OutboxError: `out-of-scope`.
     """
     key.require(Capability.READ_ALL)
     async with acquire(pool) as connection:
-        return await epochs.current(connection, key.organization_id)
+        return await epochs.current(connection, key.organization_id, key.environment_id)
 
 
 async def clear_epoch(pool: Pool, key: ScopedKey, clearance: Clearance) -> EpochView:
-    """Clear the newest epoch for the key's organization; once cleared it stays so, and saying it again changes nothing.
+    """Clear the newest epoch for the key's environment; once cleared it stays so, and saying it again changes nothing.
 
     Raises:
-        OutboxError: `out-of-scope`, for a key that is bound to less than the organization too; `invalid-request` where another
+        OutboxError: `out-of-scope`, for a key that is bound to less than an environment too; `invalid-request` where another
             epoch is the newest.
     """
     key.require(Capability.CLEAR_EPOCHS)
     if key.project is not None or key.run is not None or key.providers is not None or key.tools is not None:
-        raise OutboxError("out-of-scope", "An epoch is cleared by keys that are bound to no part.", dimension="organization")
+        detail = "An epoch is cleared by keys that are bound to an environment and to nothing narrower."
+        raise OutboxError("out-of-scope", detail, dimension="environment")
     async with transaction(pool) as tx:
-        before = await epochs.current(tx, key.organization_id)
+        before = await epochs.current(tx, key.organization_id, key.environment_id)
         if before.number != clearance.epoch:
             refuse("$.epoch", f"{before.number}, which is the newest epoch")
-        await epochs.clear(tx, key.organization_id, clearance.epoch, actor_chain=list(key.actor_chain), reason=clearance.reason)
-        return await epochs.current(tx, key.organization_id)
+        await epochs.clear(
+            tx,
+            key.organization_id,
+            key.environment_id,
+            clearance.epoch,
+            actor_chain=list(key.actor_chain),
+            reason=clearance.reason,
+        )
+        return await epochs.current(tx, key.organization_id, key.environment_id)

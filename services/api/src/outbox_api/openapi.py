@@ -267,7 +267,7 @@ def _paths() -> Document:
                 "showEpoch",
                 "doubts",
                 "The newest epoch of the ledger: since when something may be lost, until when keys first seen are treated as "
-                "possibly sent, and whether the organization has cleared it.",
+                "possibly sent, and whether it has been cleared for the key's environment.",
                 parameters=[],
                 answers={"200": _answer("The epoch.", "Epoch")},
                 problems=(401, 403, 500, 503),
@@ -277,7 +277,7 @@ def _paths() -> Document:
             "post": _operation(
                 "clearEpoch",
                 "doubts",
-                "Say for the whole organization that nothing of its was lost: keys first seen are new again. For members who may "
+                "Say for the key's environment that nothing of it was lost: keys first seen are new again. For members who may "
                 "clear epochs. What is in doubt already stays in doubt.",
                 parameters=["IdempotencyKey"],
                 body="EpochClearance",

@@ -107,22 +107,20 @@ async def answer_probe(api: Api, key: ScopedKey, reservation_id: UUID, probe_id:
     async with transaction(api.pool) as tx:
         # Held while it is judged: no absence is counted twice, and no attempt is opened in between.
         await hold(tx, key.organization_id, reservation_id)
-        probe = await probes.find(tx, key.organization_id, reservation_id, probe_id, between_seconds=between)
+        probe = await probes.find(tx, key.organization_id, reservation_id, probe_id)
         if probe is None or probe.actor_id != key.actor_id:
-            raise Refused(_not_probed("There is no probe of this id that this key's actor began."), facts_of(view))
+            detail = "There is no probe of this id that this key's actor began, or it has begun many since: begin another one."
+            raise Refused(_not_probed(detail), facts_of(view))
         if probe.found is not None and probe.found != seen.exists:
             detail = "This probe was answered otherwise before. Nothing was changed."
             raise Refused(OutboxError("outcome-differs", detail), facts_of(view))
         verdict = probe.verdict
         if verdict is None:
-            if probe.too_soon and not seen.exists:
-                verdict = "too-early"
-            else:
-                resolution = _resolution(key, view, contract, rule, vault, probe, seen)
-                [resolved] = await resolve(tx, [resolution], tries_max=TRIES_MAX)
-                if isinstance(resolved, Failed):
-                    raise resolved.error
-                verdict, changed = _said(resolved), resolved.verdict == "settled"
+            resolution = _resolution(key, view, contract, rule, vault, probe, seen)
+            [resolved] = await resolve(tx, [resolution], tries_max=TRIES_MAX)
+            if isinstance(resolved, Failed):
+                raise resolved.error
+            verdict, changed = _said(resolved), resolved.verdict == "settled"
             await probes.say(tx, key.organization_id, probe_id, found=seen.exists, verdict=verdict)
     if changed:
         await api.wakeups.announce([reservation_id])
@@ -175,6 +173,7 @@ def _resolution(
         by="lookup",
         asked_at=None if seen.exists else probe.asked_at,
         absences_needed=rule.times,
+        between_seconds=between_absences_seconds(rule),
         then=rule.on_absent,
         again_seconds=0.0,
         receipt_id=new_id(),
@@ -194,4 +193,6 @@ def _again_seconds(view: ReservationView, verdict: str, between: float) -> float
     if view.state is not State.IN_DOUBT or verdict not in ("too-early", "noted", "stale"):
         return None
     counts_in = view.absence_counts_seconds or 0.0
-    return max(between if verdict == "noted" else 0.0, counts_in + AFTER_THE_TIME_SECONDS)
+    # What came too early although an absence counts by now came right after one that did.
+    right_after = verdict == "noted" or (verdict == "too-early" and counts_in <= 0)
+    return max(between if right_after else 0.0, counts_in + AFTER_THE_TIME_SECONDS)

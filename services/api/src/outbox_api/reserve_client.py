@@ -169,17 +169,24 @@ def _reserving(api: Api, key: ScopedKey, asked: ClientCall, opened: list[Opened]
             if held is None:
                 raise Refused(refusal, wanted.facts())
             return held
-        async with transaction(api.pool) as tx:
-            connected()
-            verdict = await store.reserve_within(tx, row)
-            if isinstance(verdict, Won):
-                verdict = await _claim_at_once(tx, api, key, asked, row, wanted, opened)
+        try:
+            async with transaction(api.pool) as tx:
+                connected()
+                verdict = await store.reserve_within(tx, row)
+                if isinstance(verdict, Won):
+                    verdict = await _claim_at_once(tx, api, key, asked, row, wanted, opened)
+        except _NotOpened:
+            return await look(api.reserver, replace(row, id=new_id())) or Contended()
         if isinstance(verdict, Failed):
             async with acquire(api.pool) as connection:
                 return await store.met(connection, row, verdict)
         return verdict
 
     return insert
+
+
+class _NotOpened(Exception):
+    """No attempt may be opened on what the same transaction reserved: it is undone, so that nothing stays that nobody holds."""
 
 
 async def _claim_at_once(
@@ -194,13 +201,15 @@ async def _claim_at_once(
         if isinstance(attempt, NotClaimed):
             # Only a probe or a person can end this doubt; it is met as one that was there before.
             [held] = await store.holders(tx, [replace(row, id=new_id())])
-            return held or Contended()
+            if held is None:
+                raise _NotOpened
+            return held
     if isinstance(attempt, NotClaimed):
         if attempt.reason == "unverified":
             # After a restart of Postgres, until a worker has compared it with what it remembers; the row is given up too.
             raise Refused(unavailable(), wanted.facts())
-        # The row of an earlier sending of this very request, which has moved on since.
-        return Contended()
+        # What stands in the way came an instant after the row; or this very request was sent before, and its row has moved on.
+        raise _NotOpened
     if isinstance(attempt, Failed):
         raise _attempt_refused(attempt)
     opened.append(await _show(tx, wanted.vault, attempt))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from outbox_api.directory import Directory
+from outbox_domain import money
 from outbox_domain.errors import OutboxError
 from outbox_domain.reservation import OPEN
 from outbox_providers.webhooks import Event, EventMalformed, SignatureRefused, effect_in, marker_in, proves, read_event, verify
@@ -75,13 +76,13 @@ async def take_webhook(
         OutboxError: `invalid-signature`, `invalid-request` for a signed body that is no event.
     """
     event = await _verified(directory, by, headers, body, now_seconds)
-    for marker in await _markers(directory, by, event):
+    markers = await _markers(directory, by, event)
+    for marker in markers:
         async with acquire(pool) as connection:
             found = await marked(connection, by.organization_id, by.connection_id, marker)
         if found:
             return await _settle(pool, directory, by, event, marker, found, new_id)
-        return Taken(verdict="unmatched")
-    return Taken(verdict="unmarked")
+    return Taken(verdict="unmatched" if markers else "unmarked")
 
 
 async def _verified(directory: Directory, by: Listener, headers: Mapping[str, str], body: bytes, now_seconds: float) -> Event:
@@ -98,7 +99,7 @@ async def _verified(directory: Directory, by: Listener, headers: Mapping[str, st
 
 
 async def _markers(directory: Directory, by: Listener, event: Event) -> list[str]:
-    """The markers that the event carries where the provider's contracts look for one; rarely more than one."""
+    """What the event carries where the provider's contracts look for a marker; where they look in several places, one is ours."""
     tools = await directory.tools(by.organization_id)
     rules = {tool.webhook for tool in tools.values() if tool.provider == by.provider and tool.webhook is not None}
     found = (marker_in(rule, event) for rule in sorted(rules, key=lambda rule: rule.match))
@@ -120,6 +121,12 @@ async def _settle(
         return Taken(verdict="unusable", reservation_id=newest.id)
     row = _meant(found, effect.external_reference)
     vault = await directory.vault(by.organization_id)
+    evidence: list[dict[str, object]] = [
+        {"kind": "webhook", "detail": {"event": event.id} | ({} if event.kind is None else {"type": event.kind})}
+    ]
+    difference = money.difference(row.amount, row.currency, effect.amount_reported, effect.currency_reported)
+    if difference is not None:
+        evidence.append({"kind": "variance", "detail": difference})
     resolution = Resolution(
         organization_id=by.organization_id,
         reservation_id=row.id,
@@ -134,7 +141,7 @@ async def _settle(
         provider=by.provider,
         external_reference=effect.external_reference,
         provider_request_id=effect.provider_request_id,
-        evidence=[{"kind": "webhook", "detail": {"event": event.id} | ({} if event.kind is None else {"type": event.kind})}],
+        evidence=evidence,
         sealed_result=vault.seal_result(row.id, effect.result),
         said_by=None,
         reason="webhook",

@@ -305,12 +305,16 @@ async def _picked(pool: Pool, key: ScopedKey, batch: Batch) -> list[DoubtView]:
     """The doubts a batch is about, if they are as many as its author thinks."""
     key.require(Capability.RESOLVE_DOUBTS)
     async with acquire(pool) as connection:
-        listed = await doubts.list_(
-            connection, key.organization_id, key.environment_id, narrowed(key, batch.where), limit=AT_ONCE_MAX + 1
+        found = await doubts.list_(
+            connection,
+            key.organization_id,
+            key.environment_id,
+            narrowed(key, batch.where),
+            reaches=key.reaches,
+            limit=AT_ONCE_MAX + 1,
         )
-    if len(listed) > AT_ONCE_MAX:
-        raise OutboxError("count-differs", f"These are more than {AT_ONCE_MAX} doubts; narrow them down.")
-    found = [doubt for doubt in listed if key.reaches(doubt.tool, doubt.provider)]
+    if len(found) > AT_ONCE_MAX:
+        raise OutboxError("count-differs", f"These are more than {AT_ONCE_MAX} doubts; narrow them down with `where`.")
     if len(found) != batch.expect:
         raise OutboxError(
             "count-differs", f"These are {len(found)} doubts, not {batch.expect}; nothing was changed.", count=len(found)

@@ -243,6 +243,7 @@ def _absent(worker: Worker, contract: ToolContract, rule: LookupRule, lookup: Lo
         by="lookup",
         asked_at=lookup.asked_at,
         absences_needed=rule.times,
+        between_seconds=between_absences_seconds(rule),
         then=rule.on_absent,
         again_seconds=0.0 if proves else between_absences_seconds(rule),
         receipt_id=worker.new_id(),

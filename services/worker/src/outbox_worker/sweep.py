@@ -21,7 +21,7 @@ from outbox_runtime.postgres import NOT_NOW, acquire
 from outbox_store.breakers import count_open, trials
 from outbox_store.claim import Claim
 from outbox_store.doubts import measure
-from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all, take_turn
+from outbox_store.sweep import Due, due, erase_expired, forget_quiet_objects, postpone_all, take_turns
 from outbox_worker.contracts import ContractUnreadable
 from outbox_worker.execute import execute
 from outbox_worker.recover import lapse_all, leave_to_clients, recover
@@ -38,9 +38,9 @@ WAKE_UP_SECONDS = 0.2
 SHARE_OF_ONE_CONNECTION = 0.75
 """How much of the slots the sends of one connection may take up: a provider that hangs must leave room for the others."""
 
-RECOVERIES_PER_SECOND = 10.0
-RECOVERIES_PER_LOOK = 10
-"""Recovery of one connection is paced: so many doubts at once, the others one after the other."""
+RECOVERY_PACE_SECONDS = 0.1
+RECOVERIES_AT_ONCE = 10
+"""The pace of a connection's recovery where the contract names none: so many doubts at once, the others one after the other."""
 
 TRIAL_SECONDS = 60.0
 """How long a breaker's trial may take before another is chosen: its sending, its lease, and a worker that is gone."""
@@ -123,7 +123,7 @@ class Sweep:
             for trial in await trials(connection, trial_seconds=TRIAL_SECONDS):
                 log.info("breaker-trial", connection_id=str(trial.connection_id), reservation_id=str(trial.reservation_id))
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
-        rows = await self._paced(found)
+        rows = await self._paced(found, sends)
         await lapse_all(self._worker, [row for row in rows if row.lapsed])
         if clients := [row for row in rows if row.executor == "client" and not row.lapsed]:
             await leave_to_clients(self._worker, clients)
@@ -146,47 +146,46 @@ class Sweep:
                 self._connections[row.reservation_id] = row.connection_id
                 sends[row.connection_id] += 1
 
-    async def _paced(self, rows: list[Due]) -> list[Due]:
-        """The rows to be taken up now; doubts beyond the pace of their connection are given a later time each."""
-        counts: Counter[tuple[UUID, UUID]] = Counter()
-        turns: dict[tuple[UUID, UUID], float] = {}
-        now, later = [], []
+    async def _paced(self, rows: list[Due], sends: Counter[UUID]) -> list[Due]:
+        """The rows to be taken up now, in their order; doubts beyond the pace of their connection are given a later time each."""
+        paced: dict[tuple[UUID, UUID, float, int], list[Due]] = {}
+        not_now: set[UUID] = set()
         for row in rows:
-            if row.state is State.IN_DOUBT and row.reservation_id in self._running:
-                continue  # It is under way here; another time for it would take it out of its own hands.
-            if row.state is State.IN_DOUBT and row.executor == "gateway" and not row.trial:
-                of = (row.organization_id, row.connection_id)
-                if (pace := await self._pace_of(row)) is not None:
-                    taken, wait_seconds = (False, turns[of]) if of in turns else await self._turn(row, pace)
-                    turns[of] = wait_seconds + pace
-                    if taken:
-                        now.append(row)
-                    else:
-                        later.append((row.organization_id, row.reservation_id, wait_seconds))
-                    continue
-                counts[of] += 1
-                if counts[of] > RECOVERIES_PER_LOOK:
-                    after = (counts[of] - RECOVERIES_PER_LOOK) / RECOVERIES_PER_SECOND
-                    later.append((row.organization_id, row.reservation_id, self._worker.settings.sweep_seconds + after))
-                    continue
-            now.append(row)
+            if row.state is not State.IN_DOUBT:
+                continue
+            if row.reservation_id in self._running:
+                not_now.add(row.reservation_id)  # It is under way here; another time for it would take it out of its own hands.
+            elif row.executor == "gateway" and not row.trial:
+                paced.setdefault((row.organization_id, row.connection_id, *await self._pace_of(row)), []).append(row)
+        later: list[tuple[UUID, UUID, float]] = []
+        for (organization_id, connection_id, pace, at_once), doubts in paced.items():
+            # A turn that is taken without a slot to use it in would be lost to the workers that have one.
+            wanted = min(len(doubts), self.free_slots, self._share - sends[connection_id])
+            if wanted <= 0:
+                self._turned_away = True
+                not_now.update(row.reservation_id for row in doubts)
+                continue
+            async with acquire(self._worker.pool) as connection:
+                taken, wait_seconds = await take_turns(
+                    connection, organization_id, connection_id, pace_seconds=pace, at_once=at_once, wanted=wanted
+                )
+            later += [
+                (organization_id, row.reservation_id, wait_seconds + place * pace) for place, row in enumerate(doubts[taken:])
+            ]
         if later:
             async with acquire(self._worker.pool) as connection:
                 await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
-        return now
+            not_now.update(id for _, id, _ in later)
+        return [row for row in rows if row.reservation_id not in not_now]
 
-    async def _turn(self, row: Due, pace: float) -> tuple[bool, float]:
-        async with acquire(self._worker.pool) as connection:
-            return await take_turn(connection, row.organization_id, row.connection_id, pace_seconds=pace)
-
-    async def _pace_of(self, row: Due) -> float | None:
-        """Seconds between two doubts of a connection, where the contract of this one says so."""
-        try:
+    async def _pace_of(self, row: Due) -> tuple[float, int]:
+        """Seconds between two doubts of a connection, as its contract says or by default, and how many may come at once."""
+        with contextlib.suppress(ContractUnreadable):
             contract = await self._worker.contracts.of(row.organization_id, row.tool, row.contract_version)
-        except ContractUnreadable:
-            return None
-        return pace_seconds(contract, row.recovery_step)
+            if pace := pace_seconds(contract, row.recovery_step):
+                return pace, 1
+        return RECOVERY_PACE_SECONDS, RECOVERIES_AT_ONCE
 
     async def _first(self, organization_id: UUID | None, reservation_id: UUID) -> None:
         worker = self._worker
