@@ -22,6 +22,7 @@ from tests.support.recovery_ground import SENT_AFTER, Ground, Servers, make_grou
 from outbox_domain.contract import PersonRule, ResendRule
 from outbox_domain.identity import Scope, marker, provider_key
 from outbox_store.reserve import Barred, NewReservation, Won
+from outbox_store.sweep import Lapse, lapse
 
 LATE_SECONDS = 6.0
 """When a request that has got lost on its way arrives after all: long after its answer was given up."""
@@ -369,6 +370,50 @@ async def test_recovery_keeps_the_pace_of_the_contract(ground: Ground) -> None:
     assert len(asked) >= 6, "each was absent twice"
     apart = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert min(apart) > 0.6, apart
+
+
+async def test_a_doubt_keeps_its_place_in_a_backlog(ground: Ground) -> None:
+    """With one slot, a doubt is looked up when its place among older and younger calls comes: no turn is spent before, and lost."""
+    contract = ground.contracts[TICKET]
+    assert contract.lookup is not None
+    paced = contract.lookup.model_copy(update={"pace": timedelta(seconds=5)})
+    await ground.install(contract.model_copy(update={"recovery": (paced,)}))
+    ground.sandbox.plan(PATHS[TICKET], "delay", times=24, delay_seconds=0.2)
+    servers, before = ground.servers, len(ground.sandbox.requests(path=PATHS[TICKET], method="POST"))
+
+    def sent() -> list[dict[str, Any]]:
+        return ground.sandbox.requests(path=PATHS[TICKET], method="POST")[before:]
+
+    with servers.frozen():
+        backlog = [await ground.reserve(TICKET) for _ in range(24)]
+        doubt = await ground.reserve(TICKET)
+        async with ground.scene.connection() as connection:
+            attempt = await claimed(connection, doubt, lease_seconds=0.0)
+            await lapse(
+                connection,
+                [
+                    Lapse(
+                        organization_id=doubt.organization_id,
+                        reservation_id=doubt.id,
+                        attempt_id=attempt.attempt_id,
+                        settle_seconds=0.0,
+                        recover_seconds=0.0,
+                    )
+                ],
+            )
+        due = "select due_at from open_reservations where reservation_id = $2"
+        await ground.change(f"update open_reservations set due_at = ({due}) where reservation_id = $1", doubt.id, backlog[6].id)
+        narrow = servers.start_worker(OUTBOX_WORKER_SLOTS="1")
+        try:
+            await until(lambda: asyncio.to_thread(lambda: sent()[23:]), deadline_seconds=60.0)
+            marker = (await markers(ground, doubt))[None]
+            [first, *_] = [one["received"] for one in await ground.lookups(TICKET) if one["marker"] == marker]
+            assert 5 <= sum(one["received"] < first for one in sent()) <= 9
+        finally:
+            narrow.end()
+            servers.workers.remove(narrow)
+    for row in (*backlog, doubt):
+        await ground.until_state(row, "succeeded", deadline_seconds=90.0)
 
 
 async def test_the_total_time_of_resends(ground: Ground) -> None:

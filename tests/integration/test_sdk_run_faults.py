@@ -290,6 +290,49 @@ async def test_a_function_that_ends_as_its_caller_is_cancelled_has_happened(tmp_
     assert [body["outcome"] for body in ground.of("settle")] == ["succeeded"]
 
 
+async def test_what_would_only_begin_is_not_begun_after_the_end(tmp_path: Path) -> None:
+    """A function returns a coroutine as `run` is cancelled, or after its time: nothing of it runs, and no success is told."""
+    begun: list[str] = []
+
+    async def send() -> dict[str, str]:
+        begun.append("sent")
+        return {"id": "re_1"}
+
+    for time_limit in (None, 1):
+        ground, called, go = Ground(), threading.Event(), threading.Event()
+        threads: list[threading.Thread] = []
+
+        def handler(
+            effect: Effect,
+            called: threading.Event = called,
+            go: threading.Event = go,
+            threads: list[threading.Thread] = threads,
+        ) -> Any:
+            threads.append(threading.current_thread())
+            called.set()
+            go.wait(30)
+            return send()
+
+        with serving(ground) as gateway:
+            async with AsyncOutbox(url=gateway.url, key=KEY, spool=tmp_path) as outbox:
+                running = asyncio.ensure_future(outbox.run(CALL, handler, time_limit=time_limit))
+                assert await asyncio.to_thread(called.wait, 30)
+                if time_limit is None:
+                    # The event loop hears of the end and of the cancellation in one turn, the end first.
+                    go.set()
+                    threads[0].join(30)
+                    running.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await running
+                else:
+                    assert isinstance(await running, InDoubt)
+                    go.set()
+                    await asyncio.to_thread(threads[0].join, 30)
+                await asyncio.to_thread(wait_until, lambda: kept(tmp_path) == [], deadline_seconds=20, what="the delivery")
+        assert begun == []
+        assert [body["outcome"] for body in ground.of("settle")] == ["unknown"]
+
+
 def test_a_lease_is_kept_although_a_heartbeat_raises(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that fails in a way that nobody foresaw is followed by the next one, and the handler goes on."""
     raised: list[float] = []

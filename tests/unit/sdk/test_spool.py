@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -118,6 +119,15 @@ def test_an_earlier_process_with_our_number_loses_nothing(tmp_path: Path) -> Non
     (tmp_path / f".{at_work}").write_text(content)
     assert [entry.body["attempt_id"] for entry in spool.waiting()] == ["a-1"]
     assert (tmp_path / f".{at_work}").exists()
+
+
+def test_what_a_process_elsewhere_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """Another container has processes of the same numbers: a file that was just begun is neither thrown away nor taken over."""
+    writing = [tmp_path / f".{time.time_ns():020d}-{number}-a-1.json" for number in (os.getpid(), dead_process())]
+    for file in writing:
+        file.write_bytes(b'{"path": "/v1/res')
+    assert Spool(tmp_path).waiting() == []
+    assert all(file.exists() for file in writing)
 
 
 def test_what_was_put_off_comes_after_the_others(tmp_path: Path) -> None:

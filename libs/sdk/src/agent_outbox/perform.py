@@ -121,10 +121,7 @@ class SyncPerformer:
             return _raised(error)
         finally:
             stop.set()
-        if inspect.isawaitable(value):
-            close = getattr(value, "close", None)
-            if close is not None:
-                close()
+        if _is_not_begun(value):
             return Performed(
                 error=BadHandlerError("it returned something to be awaited, and Outbox has no event loop; use AsyncOutbox.")
             )
@@ -213,9 +210,10 @@ class AsyncPerformer:
         try:
             performed = await done
         except asyncio.CancelledError:
-            if done.cancelled():
+            # It ended in the moment of the cancellation. What it did must not be forgotten for that, and what it only makes must
+            # not begin.
+            if done.cancelled() or _is_not_begun(done.result().value):
                 raise
-            # It ended in the moment of the cancellation, and what it did must not be forgotten for that.
             performed = done.result()
         if performed.error is None and inspect.isawaitable(performed.value):
             try:
@@ -263,6 +261,8 @@ def late_teller(spool: Spool, deliverer: Deliverer) -> Callable[[Perform, Perfor
     """Keeps what a handler did after it was not waited for any more, and has it delivered."""
 
     def late(step: Perform, performed: Performed) -> None:
+        if _is_not_begun(performed.value):
+            return
         body = settlement(step.want, step.effect, performed)
         if step.is_probe or body["outcome"] == "unknown":
             return
@@ -286,6 +286,16 @@ def _until_next_beat(effect: Effect, again: bool) -> float:
 def _not_begun(error: RuntimeError) -> Performed:
     """No thread could be started, because the process has too many or is ending: nothing was called, so nothing was sent."""
     return Performed(error=NotSent(str(error)))
+
+
+def _is_not_begun(value: object) -> bool:
+    """Whether a handler returned what would only be done when it is awaited; then it never is."""
+    if not inspect.isawaitable(value):
+        return False
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()
+    return True
 
 
 def _raised(error: BaseException) -> Performed:

@@ -183,7 +183,7 @@ class Spool:
         """Take over what dead processes had written and not yet named: all of it is there where it can be read."""
         for file in self._listed():
             named = _NAME.fullmatch(file.name[1:]) if file.name.startswith(".") else None
-            if named is None or self._is_at_work(named[0], int(named[2])):
+            if named is None or _is_fresh(named) or self._is_at_work(named[0], int(named[2])):
                 continue
             with contextlib.suppress(OSError):
                 try:
@@ -303,8 +303,12 @@ def _is_anothers(file: Path) -> bool:
     named = _NAME.fullmatch(file.name)
     if named is None or int(named[2]) == os.getpid():
         return False
-    age_seconds = time.time() - int(named[1]) / 1e9
-    return 0 <= age_seconds < FRESH_SECONDS and _is_alive(int(named[2]))
+    return _is_fresh(named) and _is_alive(int(named[2]))
+
+
+def _is_fresh(named: re.Match[str]) -> bool:
+    """Whether a file was begun so lately that its process is probably at it, though it may be one of another container."""
+    return 0 <= time.time() - int(named[1]) / 1e9 < FRESH_SECONDS
 
 
 def _is_alive(process_id: int) -> bool:

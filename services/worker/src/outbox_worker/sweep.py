@@ -123,61 +123,68 @@ class Sweep:
             for trial in await trials(connection, trial_seconds=TRIAL_SECONDS):
                 log.info("breaker-trial", connection_id=str(trial.connection_id), reservation_id=str(trial.reservation_id))
             found = await due(connection, overdue_seconds=0.0, limit=BATCH_MAX, busy_connections=busy)
-        rows = await self._paced(found, sends)
-        await lapse_all(self._worker, [row for row in rows if row.lapsed])
-        if clients := [row for row in rows if row.executor == "client" and not row.lapsed]:
+        await lapse_all(self._worker, [row for row in found if row.lapsed])
+        if clients := [row for row in found if row.executor == "client" and not row.lapsed]:
             await leave_to_clients(self._worker, clients)
-        for row in rows:
-            if row.lapsed or row.executor == "client" or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
-                continue
-            if self.free_slots <= 0:
+        for row in await self._paced(found, self._within_slots(found, sends)):
+            if self.free_slots <= 0:  # Wake-ups have come meanwhile.
                 self._turned_away = True
                 return
+            work = self._recover(row) if row.state is State.IN_DOUBT else self._first(row.organization_id, row.reservation_id)
+            if self._start(row.reservation_id, work):
+                self._connections[row.reservation_id] = row.connection_id
+
+    def _within_slots(self, rows: list[Due], sends: Counter[UUID]) -> list[Due]:
+        """What there are slots for, in the order in which it is due."""
+        chosen: list[Due] = []
+        for row in rows:
+            if row.lapsed or row.executor == "client" or row.state not in (State.RESERVED, State.IN_DOUBT):
+                continue
+            if row.reservation_id in self._running or (row.state is State.RESERVED and row.overdue_seconds < WAKE_UP_SECONDS):
+                continue
+            if len(chosen) >= self.free_slots:
+                self._turned_away = True
+                break
             if sends[row.connection_id] >= self._share:
                 self._turned_away = True
                 continue
-            if row.state is State.RESERVED:
-                work = self._first(row.organization_id, row.reservation_id)
-            elif row.state is State.IN_DOUBT:
-                work = self._recover(row)
-            else:
-                continue
-            if self._start(row.reservation_id, work):
-                self._connections[row.reservation_id] = row.connection_id
-                sends[row.connection_id] += 1
+            sends[row.connection_id] += 1
+            chosen.append(row)
+        return chosen
 
-    async def _paced(self, rows: list[Due], sends: Counter[UUID]) -> list[Due]:
-        """The rows to be taken up now, in their order; doubts beyond the pace of their connection are given a later time each."""
+    async def _paced(self, rows: list[Due], chosen: list[Due]) -> list[Due]:
+        """Of what there are slots for, what is not beyond the pace of its connection; doubts beyond it get a later time each.
+
+        A turn is asked for with a slot in hand: without one it would be lost to the workers that have one, and its doubt would
+        lose its place among what is due.
+        """
+        slots = {row.reservation_id for row in chosen}
         paced: dict[tuple[UUID, UUID, float, int], list[Due]] = {}
-        not_now: set[UUID] = set()
         for row in rows:
-            if row.state is not State.IN_DOUBT:
+            # What is under way here has left the order; another time for it would take it out of its own hands.
+            if row.state is not State.IN_DOUBT or row.executor != "gateway" or row.trial or row.reservation_id in self._running:
                 continue
-            if row.reservation_id in self._running:
-                not_now.add(row.reservation_id)  # It is under way here; another time for it would take it out of its own hands.
-            elif row.executor == "gateway" and not row.trial:
-                paced.setdefault((row.organization_id, row.connection_id, *await self._pace_of(row)), []).append(row)
+            paced.setdefault((row.organization_id, row.connection_id, *await self._pace_of(row)), []).append(row)
         later: list[tuple[UUID, UUID, float]] = []
         for (organization_id, connection_id, pace, at_once), doubts in paced.items():
-            # A turn that is taken without a slot to use it in would be lost to the workers that have one.
-            wanted = min(len(doubts), self.free_slots, self._share - sends[connection_id])
-            if wanted <= 0:
-                self._turned_away = True
-                not_now.update(row.reservation_id for row in doubts)
+            wanted = sum(row.reservation_id in slots for row in doubts)
+            if wanted == 0:
                 continue
             async with acquire(self._worker.pool) as connection:
                 taken, wait_seconds = await take_turns(
                     connection, organization_id, connection_id, pace_seconds=pace, at_once=at_once, wanted=wanted
                 )
-            later += [
-                (organization_id, row.reservation_id, wait_seconds + place * pace) for place, row in enumerate(doubts[taken:])
-            ]
+            if taken < wanted:
+                later += [
+                    (organization_id, row.reservation_id, wait_seconds + place * pace) for place, row in enumerate(doubts[taken:])
+                ]
         if later:
             async with acquire(self._worker.pool) as connection:
                 await postpone_all(connection, later)
             log.info("recovery-paced", postponed=len(later))
-            not_now.update(id for _, id, _ in later)
-        return [row for row in rows if row.reservation_id not in not_now]
+            self._kick.set()  # Their slots are for what comes after them.
+        not_now = {id for _, id, _ in later}
+        return [row for row in chosen if row.reservation_id not in not_now]
 
     async def _pace_of(self, row: Due) -> tuple[float, int]:
         """Seconds between two doubts of a connection, as its contract says or by default, and how many may come at once."""
