@@ -148,7 +148,11 @@ class Agents:
                     await self._changed.wait_for(lambda: number in self._writers)
                 of = Asked(agent=number, token=order["token"], writer=self._writers[number], answer=answer)
                 self._open[order["call"]] = of
-                of.writer.write(json.dumps(order).encode() + b"\n")
+                try:
+                    of.writer.write(json.dumps(order).encode() + b"\n")
+                except RuntimeError:
+                    # Its end was heard of in this very turn: uvloop refuses to write to what it has closed.
+                    raise Lost("the agent has ended") from None
                 return await answer
         except TimeoutError:
             raise Lost("silent") from None
