@@ -69,8 +69,9 @@ async def _run(arguments: argparse.Namespace, seed: int, folder: Path) -> Result
             command = f'make fault-battery ARGS="{options}"'
             redis = None if ground.redis is None else ground.redis.version
             versions = report.versions(ground.postgres.binaries.version, redis)
+            page = report.page(result, nemeses=chosen, command=command, versions=versions, ended=ended)
             arguments.evidence.parent.mkdir(parents=True, exist_ok=True)
-            arguments.evidence.write_text(report.page(result, command=command, versions=versions, ended=ended))
+            arguments.evidence.write_text(page)
         return result
 
 

@@ -13,9 +13,9 @@ from tests.fault.battery.run import Result, empty_cells
 from tests.fault.battery.schedule import CLASSES, EDGES, FAULTS, NEMESES, WAYS, impossible, possible_cells
 
 
-def page(result: Result, *, command: str, versions: dict[str, str], ended: str) -> str:
-    """The whole page as Markdown."""
-    struck = [nemesis for nemesis in NEMESES if nemesis not in result.missing]
+def page(result: Result, *, nemeses: Sequence[str], command: str, versions: dict[str, str], ended: str) -> str:
+    """The whole page as Markdown; its cells are those of the `nemeses` that were to strike."""
+    struck = [nemesis for nemesis in nemeses if nemesis not in result.missing]
     empty = empty_cells(result.cells, struck)
     lines = [
         "# What the fault battery found",
@@ -99,6 +99,7 @@ def _cells(result: Result, struck: Sequence[str], empty: Sequence[tuple[str, str
     )
     lines = [
         "A cell counts operation keys that were stopped at the edge by the network when the nemesis struck, and that met the fault.",
+        f"{len(struck)} of {len(NEMESES)} nemeses struck.",
         f"{possible - len(empty):,} of {possible:,} cells that can be filled are; {len(empty):,} are empty.",
         "Impossible by construction, and shown as `x` where a whole row or column is not left out:",
         "",
@@ -114,7 +115,9 @@ def _cells(result: Result, struck: Sequence[str], empty: Sequence[tuple[str, str
         + ".",
     ]
     for edge in EDGES:
-        faults = [name for name in FAULTS if any(impossible(nemesis, name, edge) is None for nemesis in NEMESES)]
+        faults = [name for name in FAULTS if any(impossible(nemesis, name, edge) is None for nemesis in struck)]
+        if not faults:
+            continue
         lines += [
             "",
             f"### {edge[0].upper()}{edge[1:]}",
