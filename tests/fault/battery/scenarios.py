@@ -108,23 +108,34 @@ class Script:
 
     async def until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> None:
         """Waits until the reservation stands so."""
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while not condition(row := await self.row()):
-            assert time.monotonic() < give_up, f"waited for {what}; it stands so: {row}\n{self.run.ground.log()}"
-            await asyncio.sleep(0.02)
+
+        async def stands() -> bool:
+            return condition(await self.row())
+
+        await self._so(stands, what)
 
     async def until_effects(self, number: int) -> None:
         """Waits until the provider has so many effects of the key."""
-        give_up = time.monotonic() + PATIENCE_SECONDS
-        while sum(self.token in json.dumps(made["fields"]) for made in await self.run.control(self.provider, "effects")) < number:
-            assert time.monotonic() < give_up, f"waited for {number} effects\n{self.run.ground.log()}"
-            await asyncio.sleep(0.02)
+
+        async def made() -> bool:
+            effects = await self.run.control(self.provider, "effects")
+            return sum(self.token in json.dumps(one["fields"]) for one in effects) >= number
+
+        await self._so(made, f"{number} effects")
 
     async def until_met(self) -> None:
         """Waits until a request of the key has met the fault that was planned."""
+
+        async def met() -> bool:
+            planned = await self.run.control(self.provider, "faults")
+            return all(one["containing"] != self.token for one in planned)
+
+        await self._so(met, "the fault")
+
+    async def _so(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         give_up = time.monotonic() + PATIENCE_SECONDS
-        while any(one["containing"] == self.token for one in await self.run.control(self.provider, "faults")):
-            assert time.monotonic() < give_up, f"the fault never struck\n{self.run.ground.log()}"
+        while not await condition():
+            assert time.monotonic() < give_up, f"waited for {what}; it stands so: {await self.row()}\n{self.run.ground.log()}"
             await asyncio.sleep(0.02)
 
     async def reached(self, held: Held) -> None:

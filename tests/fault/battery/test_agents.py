@@ -17,8 +17,8 @@ def test_an_agent_whose_connection_has_just_ended_is_lost() -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", agents.port)
             writer.write(json.dumps({"agent": 1, "process_id": os.getpid()}).encode() + b"\n")
             async with asyncio.timeout(10):
-                while not agents.is_present(1, os.getpid()):  # noqa: ASYNC110 - it is told by the other end
-                    await asyncio.sleep(0.01)
+                async with agents._changed:
+                    await agents._changed.wait_for(lambda: agents.is_present(1, os.getpid()))
             agents._writers[1].transport.abort()
             told: list[asyncio.Task[object]] = []
             while agents.is_present(1, os.getpid()):

@@ -60,11 +60,12 @@ def _name(value: object) -> str | None:
 
 def _money(amount: object) -> dict[str, Any] | None:
     """An amount as the gateway takes one; None where it is no whole number of minor units in a currency."""
-    value, currency = getattr(amount, "value", None), getattr(amount, "currency", None)
+    value: Any = getattr(amount, "value", None)
+    currency = getattr(amount, "currency", None)
     if isinstance(value, bool) or not isinstance(currency, str) or _CURRENCY.fullmatch(currency) is None:
         return None
     try:
-        units = int(value)  # type: ignore[arg-type]  # What it is instead is found out here.
+        units = int(value)
         whole = units == value and abs(units) <= strict_json.EXACT_INTEGER_MAX
     except Exception:
         return None
